@@ -1,0 +1,1 @@
+"""What is published beside the weights: model cards, metric modules and the demo Space."""

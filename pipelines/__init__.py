@@ -1,0 +1,28 @@
+"""How a fitted DiffLM is used: noise -> latent -> record. Names are resolved on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
+    from difflm.pipelines.records import RecordParseError, RecordSchema, SchemaError
+
+_MODULE_OF = {
+    "DiffLMPipeline": "difflm.pipelines.pipeline_difflm",
+    "DiffLMPipelineOutput": "difflm.pipelines.pipeline_difflm",
+    "RecordParseError": "difflm.pipelines.records",
+    "RecordSchema": "difflm.pipelines.records",
+    "SchemaError": "difflm.pipelines.records",
+}
+
+__all__ = ["DiffLMPipeline", "DiffLMPipelineOutput", "RecordParseError", "RecordSchema", "SchemaError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
