@@ -7,6 +7,7 @@ torch, transformers and diffusers are imported only when a model is really wante
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

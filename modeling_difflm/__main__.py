@@ -1,9 +1,9 @@
-"""The ``difflm`` command."""
+"""Entry point of the ``difflm`` command and of ``python -m difflm``."""
 
+import sys
 
-def main() -> int:
-    raise SystemExit("not there yet")
+from difflm.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

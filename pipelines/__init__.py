@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+
 if TYPE_CHECKING:
     from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
     from difflm.pipelines.records import RecordParseError, RecordSchema, SchemaError
