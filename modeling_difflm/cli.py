@@ -27,7 +27,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        silent = action.default in (None, False, argparse.SUPPRESS) or not action.option_strings
+        no_value = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        silent = no_value or not action.option_strings
         return text if silent or "default" in text else f"{text} (default: %(default)s)"
 
 
@@ -121,7 +122,7 @@ def _add_fit(commands: Any) -> None:
         "--condition-columns",
         nargs="+",
         metavar="COLUMN",
-        help="category columns that sampling may fix with --condition; 'none' for none (default: chosen from the table)",
+        help="category columns that sampling may fix with --condition; none: no column (default: chosen from the table)",
     )
     columns.add_argument(
         "--text-columns",
@@ -191,7 +192,7 @@ def _add_sample(commands: Any) -> None:
         type=_probability,
         default=1.0,
         metavar="P",
-        help="keep the likeliest tokens of this total probability",
+        help="keep the likeliest tokens of total probability P",
     )
     sample.add_argument(
         "--top-k", type=_positive_int, metavar="K", help="keep the K likeliest tokens (default: all of them)"
