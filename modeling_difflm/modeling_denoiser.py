@@ -1,0 +1,356 @@
+"""The latent denoiser of DiffLM: a residual MLP with the EDM preconditioning of Karras et al. (2022).
+
+This file is also stored beside the weights of a published model, so it imports nothing from the ``difflm`` package.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+# Angular frequencies of the noise-level embedding, in radians per unit of c_noise = ln(sigma) / 4. A sampler's whole
+# range of sigma (0.002 to 80) spans 2.6 units: the lowest frequency stays monotone on it, the highest tells apart
+# neighbouring steps of a 50-step schedule.
+MIN_NOISE_FREQUENCY = 0.5
+MAX_NOISE_FREQUENCY = 32.0
+NOISE_EMBEDDING_SIZE = 128
+RECORD_DIGEST_BYTES = 16
+
+
+class EDMCoefficients(NamedTuple):
+    """Preconditioning of Karras et al. (2022), table 1: ``D(x, sigma) = c_skip * x + c_out * F(c_in * x, c_noise)``."""
+
+    c_skip: torch.Tensor
+    c_out: torch.Tensor
+    c_in: torch.Tensor
+    c_noise: torch.Tensor
+
+
+def edm_coefficients(sigma: torch.Tensor, sigma_data: float) -> EDMCoefficients:
+    """Return the EDM coefficients at the noise levels ``sigma`` (standard deviations, > 0), each of sigma's shape."""
+    variance = sigma**2 + sigma_data**2
+    return EDMCoefficients(
+        c_skip=sigma_data**2 / variance,
+        c_out=sigma * sigma_data / variance.sqrt(),
+        c_in=1 / variance.sqrt(),
+        c_noise=sigma.log() / 4,
+    )
+
+
+def edm_loss_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Return Karras et al. (2022)'s loss weight ``(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2``."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+@dataclass
+class DiffLMDenoiserOutput(BaseOutput):
+    """Output of [`DiffLMDenoiser`].
+
+    Attributes
+    ----------
+    sample : torch.Tensor
+        Raw network output F, shape (batch, latent_size).
+    """
+
+    sample: torch.Tensor
+
+
+class NoiseLevelEmbedding(nn.Module):
+    """Sines and cosines of ``c_noise`` at fixed frequencies, followed by a two-layer MLP."""
+
+    def __init__(self, embedding_size: int) -> None:
+        super().__init__()
+        self.num_frequencies = embedding_size // 2
+        self.mlp = nn.Sequential(
+            nn.Linear(embedding_size, embedding_size), nn.SiLU(), nn.Linear(embedding_size, embedding_size)
+        )
+
+    def forward(self, c_noise: torch.Tensor) -> torch.Tensor:
+        # Computed here, not kept in a buffer: a non-persistent buffer is lost by meta-device loading, and a
+        # persistent one would be rounded when the weights are stored in half precision.
+        exponents = torch.linspace(
+            math.log(MIN_NOISE_FREQUENCY),
+            math.log(MAX_NOISE_FREQUENCY),
+            self.num_frequencies,
+            dtype=c_noise.dtype,
+            device=c_noise.device,
+        )
+        angles = c_noise[:, None] * exponents.exp()
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class DenoiserBlock(nn.Module):
+    """LayerNorm, modulated by the noise embedding, then Linear, SiLU, Linear, around a skip connection."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.modulation = nn.Linear(embedding_size, 2 * hidden_size)
+        self.linear_in = nn.Linear(hidden_size, 2 * hidden_size)
+        self.linear_out = nn.Linear(2 * hidden_size, hidden_size)
+        self.activation = nn.SiLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.modulation(embedding).chunk(2, dim=-1)
+        update = self.norm(hidden) * (1 + scale) + shift
+        return hidden + self.linear_out(self.dropout(self.activation(self.linear_in(update))))
+
+
+class DiffLMDenoiser(ModelMixin, ConfigMixin):
+    """Denoise standardised latents: a residual MLP under the EDM preconditioning of Karras et al. (2022).
+
+    Parameters
+    ----------
+    latent_size : int, default 64
+        Number of dimensions L of a latent.
+    hidden_size : int, default 512
+        Width of the residual stream; each block's inner layer is twice as wide.
+    num_blocks : int, default 4
+        Number of residual blocks.
+    dropout : float, default 0.0
+        Dropout probability inside the blocks, in [0, 1).
+    sigma_data : float, default 1.0
+        Standard deviation of the data the network sees. Latents are standardised, hence 1.
+    class_sizes : list of int, optional
+        Number of classes of each conditioning column. Label ``class_sizes[j]`` is column j's null class ("dropped"),
+        which classifier-free guidance needs. None: an unconditional denoiser.
+    class_names : list of str, optional
+        Names of the conditioning columns, as many as ``class_sizes``.
+    num_record_digests : int, default 0
+        Number of rows of the ``record_digests`` buffer.
+
+    Attributes
+    ----------
+    latent_mean, latent_std : torch.Tensor
+        Statistics of the training latents, shape (latent_size,), stored with the weights.
+    record_digests : torch.Tensor
+        Digests of the training records, uint8, shape (num_record_digests, 16), stored with the weights, by which
+        a pipeline can tell that a generated record is a copy.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, or ``class_names`` does not match ``class_sizes``.
+    """
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_size: int = 64,
+        hidden_size: int = 512,
+        num_blocks: int = 4,
+        dropout: float = 0.0,
+        sigma_data: float = 1.0,
+        class_sizes: list[int] | None = None,
+        class_names: list[str] | None = None,
+        num_record_digests: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("latent_size", latent_size), ("hidden_size", hidden_size), ("num_blocks", num_blocks)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}.")
+        sizes = list(class_sizes or [])
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"Every entry of class_sizes must be at least 1, got {sizes}.")
+        if class_names is not None and len(class_names) != len(sizes):
+            raise ValueError(f"class_names has {len(class_names)} names for {len(sizes)} class_sizes.")
+        self.sigma_data = float(sigma_data)
+        self.class_sizes = tuple(sizes)
+        self.noise_embedding = NoiseLevelEmbedding(NOISE_EMBEDDING_SIZE)
+        # One row more than there are classes: the null class.
+        self.class_embeddings = nn.ModuleList(nn.Embedding(size + 1, NOISE_EMBEDDING_SIZE) for size in sizes)
+        self.input_projection = nn.Linear(latent_size, hidden_size)
+        self.blocks = nn.ModuleList(
+            DenoiserBlock(hidden_size, NOISE_EMBEDDING_SIZE, dropout) for _ in range(num_blocks)
+        )
+        self.output_norm = nn.LayerNorm(hidden_size)
+        self.output_projection = nn.Linear(hidden_size, latent_size)
+        self.embedding_activation = nn.SiLU()
+        self.latent_mean: torch.Tensor
+        self.latent_std: torch.Tensor
+        self.record_digests: torch.Tensor
+        self.register_buffer("latent_mean", torch.zeros(latent_size))
+        self.register_buffer("latent_std", torch.ones(latent_size))
+        self.register_buffer("record_digests", torch.zeros(num_record_digests, RECORD_DIGEST_BYTES, dtype=torch.uint8))
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                # As large as the noise embedding it is added to, so that classes are told apart from the first steps.
+                nn.init.normal_(module.weight, std=0.5)
+        # F = 0 at the start: D is then the best linear denoiser of unit Gaussian data, and the first loss is 1.
+        nn.init.zeros_(self.output_projection.weight)
+
+    def null_labels(self, batch_size: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return labels that drop every conditioning column, shape (batch_size, number of columns)."""
+        return torch.tensor(self.class_sizes, dtype=torch.long, device=device).expand(batch_size, -1)
+
+    def check_labels(self, class_labels: torch.Tensor, batch_size: int) -> None:
+        """Check conditioning labels.
+
+        Parameters
+        ----------
+        class_labels : torch.Tensor
+            Integer labels, shape (batch_size, number of columns); ``class_sizes[j]`` is column j's null class.
+        batch_size : int
+            Number of rows expected.
+
+        Raises
+        ------
+        ValueError
+            If the denoiser has no conditioning columns, or the labels have another shape, type or range.
+        """
+        if not self.class_sizes:
+            raise ValueError("This denoiser was built without class_sizes, so it takes no class_labels.")
+        if class_labels.dtype.is_floating_point or class_labels.dtype == torch.bool:
+            raise ValueError(f"class_labels must be integers, got {class_labels.dtype}.")
+        expected = (batch_size, len(self.class_sizes))
+        if tuple(class_labels.shape) != expected:
+            raise ValueError(f"class_labels must have shape {expected}, got {tuple(class_labels.shape)}.")
+        names = self.config.class_names or [f"column {j}" for j in range(len(self.class_sizes))]
+        for j, size in enumerate(self.class_sizes):
+            if batch_size and not (0 <= int(class_labels[:, j].min()) and int(class_labels[:, j].max()) <= size):
+                raise ValueError(
+                    f"class_labels of {names[j]!r} must be between 0 and {size - 1}, or {size} for the null class."
+                )
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DiffLMDenoiserOutput | tuple[torch.Tensor]:
+        """Run the raw network F, as diffusers' EDM schedulers call it after their ``scale_model_input``.
+
+        Parameters
+        ----------
+        sample : torch.Tensor
+            Scaled noisy latents ``c_in * x``, shape (batch, latent_size).
+        timestep : torch.Tensor or float
+            ``c_noise = ln(sigma) / 4``, shape (batch,) or scalar.
+        class_labels : torch.Tensor, optional
+            Labels, int64, shape (batch, number of columns); ``class_sizes[j]`` means that column j is dropped.
+            None drops every column.
+        return_dict : bool, default True
+            Return a `DiffLMDenoiserOutput` rather than a one-element tuple.
+
+        Returns
+        -------
+        DiffLMDenoiserOutput or tuple
+            ``sample``: F, shape (batch, latent_size).
+        """
+        batch_size = sample.shape[0]
+        c_noise = torch.as_tensor(timestep, dtype=sample.dtype, device=sample.device).reshape(-1).expand(batch_size)
+        embedding = self.noise_embedding(c_noise)
+        if self.class_sizes:
+            labels = self.null_labels(batch_size, sample.device) if class_labels is None else class_labels
+            for column, class_embedding in enumerate(self.class_embeddings):
+                embedding = embedding + class_embedding(labels[:, column])
+        elif class_labels is not None:
+            self.check_labels(class_labels, batch_size)
+        embedding = self.embedding_activation(embedding)
+        hidden = self.input_projection(sample)
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        output = self.output_projection(self.output_norm(hidden))
+        return DiffLMDenoiserOutput(sample=output) if return_dict else (output,)
+
+    def denoise(
+        self, noisy: torch.Tensor, sigma: torch.Tensor | float, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Estimate clean standardised latents, the preconditioned denoiser D of Karras et al. (2022), equation 7.
+
+        Parameters
+        ----------
+        noisy : torch.Tensor
+            Standardised latents plus Gaussian noise, shape (batch, latent_size).
+        sigma : torch.Tensor or float
+            Standard deviation of the noise, > 0, shape (batch,) or scalar.
+        class_labels : torch.Tensor, optional
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            D, shape (batch, latent_size), in the dtype of `noisy`.
+        """
+        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1)
+        c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, self.sigma_data)
+        (output,) = self.forward(
+            (c_in * noisy).to(self.dtype), c_noise[:, 0].to(self.dtype), class_labels, return_dict=False
+        )
+        return c_skip * noisy + c_out * output.to(noisy.dtype)
+
+    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map latents, shape (batch, latent_size), to zero mean and unit standard deviation per dimension."""
+        return (latents - self.latent_mean.to(latents)) / self.latent_std.to(latents)
+
+    def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Undo `standardize`."""
+        return latents * self.latent_std.to(latents) + self.latent_mean.to(latents)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Store the mean and standard deviation of the training latents, each of shape (latent_size,).
+
+        Raises
+        ------
+        ValueError
+            If a shape differs, a value is not finite, or a standard deviation is not positive.
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.latent_mean.shape:
+                raise ValueError(
+                    f"Latent {name} must have shape {tuple(self.latent_mean.shape)}, got {tuple(value.shape)}."
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
+        if bool((std <= 0).any()):
+            raise ValueError("Latent std must be positive in every dimension.")
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+
+    def set_record_digests(self, digests: torch.Tensor | Sequence[bytes]) -> None:
+        """Store digests of the training records.
+
+        Parameters
+        ----------
+        digests : torch.Tensor or sequence of bytes
+            uint8, shape (N, 16), or N byte strings of 16 bytes.
+
+        Raises
+        ------
+        ValueError
+            If a digest does not have 16 bytes.
+        """
+        if not isinstance(digests, torch.Tensor):
+            if any(len(digest) != RECORD_DIGEST_BYTES for digest in digests):
+                raise ValueError(f"Every record digest must have {RECORD_DIGEST_BYTES} bytes.")
+            joined = bytearray(b"".join(digests))
+            digests = (
+                torch.frombuffer(joined, dtype=torch.uint8).clone() if joined else torch.zeros(0, dtype=torch.uint8)
+            ).reshape(-1, RECORD_DIGEST_BYTES)
+        if digests.dtype != torch.uint8 or digests.ndim != 2 or digests.shape[1] != RECORD_DIGEST_BYTES:
+            raise ValueError(
+                f"Record digests must be uint8 of shape (N, {RECORD_DIGEST_BYTES}), "
+                f"got {digests.dtype} of shape {tuple(digests.shape)}."
+            )
+        self.record_digests = digests.to(self.latent_mean.device)
+        # The buffer's size is part of the configuration, or the saved weights would not fit at load.
+        self.register_to_config(num_record_digests=int(digests.shape[0]))
