@@ -122,7 +122,7 @@ def _add_fit(commands: Any) -> None:
         "--condition-columns",
         nargs="+",
         metavar="COLUMN",
-        help="category columns that sampling may fix with --condition; none: no column (default: chosen from the table)",
+        help="category columns that sampling may fix with --condition; none: no column (default: chosen from DATA)",
     )
     columns.add_argument(
         "--text-columns",
