@@ -205,7 +205,8 @@ def _add_sample(commands: Any) -> None:
         type=_condition,
         action="append",
         metavar="COLUMN=VALUE",
-        help="fix a condition column; repeat for several columns (default: none is fixed)",
+        help="fix a column to a value, to null (missing) or, if a number, to a range LOW..HIGH; repeat for several "
+        "columns or for alternatives (default: none is fixed)",
     )
     sample.add_argument(
         "--guidance-scale",
@@ -292,7 +293,6 @@ def _run_sample(arguments: argparse.Namespace) -> int:
     from difflm.pipelines import DiffLMPipeline
 
     pipe = DiffLMPipeline.from_pretrained(arguments.pipeline)
-    condition = dict(arguments.condition or ())
     started = time.monotonic()
     result = pipe(
         num_samples=arguments.num_samples,
@@ -302,7 +302,7 @@ def _run_sample(arguments: argparse.Namespace) -> int:
         top_p=arguments.top_p,
         top_k=arguments.top_k,
         num_inference_steps=arguments.steps,
-        condition=typed_condition(condition, pipe.schema) if condition else None,
+        condition=typed_condition(arguments.condition, pipe.schema) if arguments.condition else None,
         constrained=arguments.constrained,
         guidance_scale=arguments.guidance_scale,
     )
@@ -321,41 +321,56 @@ def _run_sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def typed_condition(condition: dict[str, str], schema: Any) -> dict[str, Any]:
-    """Give the values of ``--condition`` the type of their column: ``year=2008`` becomes ``{"year": 2008}``.
+def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[str, Any]:
+    """Give the values of ``--condition`` the type of their column.
+
+    ``year=2008`` becomes ``{"year": 2008}``, ``mass=3000..4000`` of a number column ``{"mass": (3000, 4000)}``,
+    ``sex=null`` ``{"sex": None}``, and a column named twice a list of alternatives.
 
     Parameters
     ----------
     condition
-        Column name to value, both as typed.
+        Pairs of column name and value, both as typed.
     schema
         The pipeline's ``RecordSchema``.
 
     Raises
     ------
     ValueError
-        If there is no such column, or the column has no such category.
+        If there is no such column, or a number column is given something else.
     """
     columns = {column.name: column for column in schema.columns}
     typed: dict[str, Any] = {}
-    for name, text in condition.items():
+    for name, text in condition:
         if name not in columns:
             raise ValueError(f"--condition {name}={text}: no column {name!r}; the columns are {', '.join(columns)}")
-        column = columns[name]
-        choices: list[Any] = list(column.categories or ())
-        if column.kind == "boolean":
-            choices = [True, False]
-        if column.nullable:
-            choices.append(None)
-        spelled = {_spelling(choice): choice for choice in choices}
-        if choices and text not in spelled:
-            raise ValueError(f"--condition {name}={text}: {name!r} has no such value; it has {', '.join(spelled)}")
-        typed[name] = spelled.get(text, text)
+        value = _typed_value(text, columns[name])
+        if name not in typed:
+            typed[name] = value
+        elif isinstance(value, tuple) or isinstance(typed[name], tuple):
+            raise ValueError(f"--condition {name}={text}: give one range for {name!r}, or values")
+        else:
+            typed[name] = [*(typed[name] if isinstance(typed[name], list) else [typed[name]]), value]
     return typed
 
 
-def _spelling(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+def _typed_value(text: str, column: Any) -> Any:
+    choices = [True, False] if column.kind == "boolean" else list(column.categories or ())
+    spelled = {json.dumps(choice) if isinstance(choice, bool) else str(choice): choice for choice in choices}
+    if text in spelled:
+        return spelled[text]
+    if text == "null":
+        return None
+    if column.kind not in ("integer", "decimal"):
+        return text
+    number = int if column.kind == "integer" else float
+    try:
+        low, is_range, high = text.partition("..")
+        return (number(low), number(high)) if is_range else number(text)
+    except ValueError:
+        raise ValueError(
+            f"--condition {column.name}={text}: {column.name!r} is {column.kind}; give a number, LOW..HIGH or null"
+        ) from None
 
 
 def _run_info(arguments: argparse.Namespace) -> int:
