@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+
 # Angular frequencies of the noise-level embedding, in radians per unit of c_noise = ln(sigma) / 4. A sampler's whole
 # range of sigma (0.002 to 80) spans 2.6 units: the lowest frequency stays monotone on it, the highest tells apart
 # neighbouring steps of a 50-step schedule.
@@ -24,7 +25,7 @@ RECORD_DIGEST_BYTES = 16
 
 
 class EDMCoefficients(NamedTuple):
-    """Preconditioning of Karras et al. (2022), table 1: ``D(x, sigma) = c_skip * x + c_out * F(c_in * x, c_noise)``."""
+    """Preconditioning of Karras et al. (2022), table 1: ``D(x) = c_skip * x + c_out * F(c_in * x, c_noise)``."""
 
     c_skip: torch.Tensor
     c_out: torch.Tensor
@@ -103,7 +104,7 @@ class DenoiserBlock(nn.Module):
         return hidden + self.linear_out(self.dropout(self.activation(self.linear_in(update))))
 
 
-class DiffLMDenoiser(ModelMixin, ConfigMixin):
+class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bases annotate config_name differently
     """Denoise standardised latents: a residual MLP under the EDM preconditioning of Karras et al. (2022).
 
     Parameters
@@ -140,7 +141,8 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):
         If a size is not positive, or ``class_names`` does not match ``class_sizes``.
     """
 
-    config_name = "config.json"
+    # The statistics place every sample, so they keep their precision when the network is loaded in half precision.
+    _keep_in_fp32_modules = ["latent_mean", "latent_std"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -222,9 +224,9 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):
         expected = (batch_size, len(self.class_sizes))
         if tuple(class_labels.shape) != expected:
             raise ValueError(f"class_labels must have shape {expected}, got {tuple(class_labels.shape)}.")
-        names = self.config.class_names or [f"column {j}" for j in range(len(self.class_sizes))]
+        names = dict(self.config)["class_names"] or [f"column {j}" for j in range(len(self.class_sizes))]
         for j, size in enumerate(self.class_sizes):
-            if batch_size and not (0 <= int(class_labels[:, j].min()) and int(class_labels[:, j].max()) <= size):
+            if batch_size and not (int(class_labels[:, j].min()) >= 0 and int(class_labels[:, j].max()) <= size):
                 raise ValueError(
                     f"class_labels of {names[j]!r} must be between 0 and {size - 1}, or {size} for the null class."
                 )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+
 # Callback at the end of a denoising step: (step, timestep, {"latents": noisy standardised latents, "rows": range}).
 # It may return a dict whose "latents" replace the current ones.
 StepCallback = Callable[[int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
@@ -82,7 +83,7 @@ def sample_latents(
     Returns
     -------
     torch.Tensor
-        Latents in latent units, shape (N, L), in the denoiser's dtype and on its device.
+        Latents in latent units, shape (N, L), float32, on the denoiser's device.
 
     Raises
     ------
@@ -101,13 +102,13 @@ def sample_latents(
         denoiser.check_labels(class_labels, num)
     first_step = _first_step(start_latents, start_strength, num, latent_size, num_inference_steps)
     if start_latents is not None and first_step == num_inference_steps:
-        return start_latents.to(device=device, dtype=denoiser.dtype, copy=True)
+        return start_latents.to(device=device, dtype=torch.float32, copy=True)
     if dtype is None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
     # A copy, because changing the dtype or the mode of the caller's module would leak out of this call.
     network = copy.deepcopy(denoiser).to(dtype).eval()
 
-    output = torch.empty(num, latent_size, device=device, dtype=denoiser.dtype)
+    output = torch.empty(num, latent_size, device=device, dtype=torch.float32)
     starts = range(0, num, chunk_size)
     total_steps = len(starts) * (num_inference_steps - first_step)
     with _progress_bar(progress, total_steps) as bar:

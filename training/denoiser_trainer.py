@@ -1,0 +1,559 @@
+"""Training of the latent denoiser: the EDM loss, averaged weights, early stopping, checkpoints."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
+from difflm.training.denoiser_config import DenoiserTrainingArguments
+from difflm.training.latents import LatentDataset
+
+
+CHECKPOINT_PREFIX = "checkpoint-"
+TENSORS_FILE = "training_state.safetensors"
+STATE_FILE = "training_state.json"
+EVALUATION_BATCH_SIZE = 1024
+
+
+@dataclass
+class DenoiserTrainingResult:
+    """What a training run did.
+
+    Attributes
+    ----------
+    history : list of dict
+        One entry per evaluation: ``step``, ``seconds``, ``train_loss`` (mean since the last evaluation),
+        ``validation_loss`` (of the averaged weights) and ``learning_rate``.
+    best_step : int
+        Step whose averaged weights the denoiser now holds.
+    best_validation_loss : float
+        Their validation loss.
+    steps : int
+        Number of optimizer steps.
+    seconds : float
+        Wall-clock time, over all resumed parts.
+    stop_reason : {"max_steps", "max_seconds", "early_stopping"}
+        What ended training.
+    """
+
+    history: list[dict[str, float]]
+    best_step: int
+    best_validation_loss: float
+    steps: int
+    seconds: float
+    stop_reason: str
+
+
+@dataclass
+class _State:
+    """Progress that a checkpoint keeps as JSON."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_validation_loss: float | None = None
+    evaluations_without_improvement: int = 0
+    interval_loss_sum: float = 0.0
+    interval_steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class _NoisyLatents:
+    """A batch of training or validation examples; ``latents`` and ``noise`` have shape (batch, L)."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    labels: torch.Tensor | None
+
+
+class DenoiserTrainer:
+    """Fit a [`DiffLMDenoiser`] to the latents of the training records.
+
+    The loss is that of Karras et al. (2022), equation 8 and table 1. An exponential moving average of the weights is
+    evaluated on a fixed set of noisy validation latents, and the best average is what the denoiser holds at the end.
+    Everything random in step n depends on the seed and n only, so a resumed run takes the same steps.
+
+    Parameters
+    ----------
+    denoiser : DiffLMDenoiser
+        Trained in place; its latent statistics are set from `train_data`.
+    args : DenoiserTrainingArguments
+        Budgets and hyperparameters.
+    train_data : LatentDataset
+        Training latents, at least 2 rows.
+    validation_data : LatentDataset, optional
+        Held-out latents. None: `args.validation_fraction` of the training latents, chosen by the seed.
+    clock : callable, default time.monotonic
+        Returns the time in seconds.
+
+    Raises
+    ------
+    ValueError
+        If there are too few latents, or their size or labels do not fit the denoiser.
+    """
+
+    def __init__(
+        self,
+        denoiser: DiffLMDenoiser,
+        args: DenoiserTrainingArguments,
+        train_data: LatentDataset,
+        validation_data: LatentDataset | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.args = args
+        self.clock = clock
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if validation_data is None:
+            train_data, validation_data = self._split(train_data)
+        for name, data in (("training", train_data), ("validation", validation_data)):
+            self._check_data(denoiser, name, data)
+        self.train_data = train_data
+        self.validation_data = validation_data
+        self.denoiser = denoiser.to(self.device)
+        self.denoiser.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
+        self.sigma_data = denoiser.sigma_data
+        self.parameters = dict(denoiser.named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=args.learning_rate, weight_decay=args.weight_decay
+        )
+        self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
+        self.best_weights = [value.clone() for value in self.ema.shadow_params]
+        self.state = _State()
+        self._validation_examples = self._make_validation_examples()
+        self._fingerprint = self._data_fingerprint()
+
+    def train(self) -> DenoiserTrainingResult:
+        """Train until a budget is spent or the validation loss stops improving.
+
+        Returns
+        -------
+        DenoiserTrainingResult
+            History and outcome; the denoiser holds the best averaged weights and is in eval mode.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer finite.
+        KeyboardInterrupt
+            On Ctrl-C, after the step under way and a checkpoint; a second Ctrl-C does not wait.
+        ValueError
+            If the checkpoint to resume from is missing or belongs to other latents or another denoiser.
+        """
+        args, state = self.args, self.state
+        checkpoint = self._checkpoint_to_resume()
+        if checkpoint is not None:
+            self.load_checkpoint(checkpoint)
+            state = self.state
+        started = self.clock() - state.seconds
+        self.denoiser.train()
+        with self._progress_bar() as bar, _deferred_interrupt() as interrupted:
+            while (stop_reason := self._stop_reason()) is None:
+                learning_rate = self._learning_rate()
+                loss = self._training_step(learning_rate)
+                state.step += 1
+                state.interval_loss_sum += loss
+                state.interval_steps += 1
+                state.seconds = self.clock() - started
+                if state.step % args.eval_steps == 0:
+                    self._evaluate_and_record(learning_rate)
+                    state.seconds = self.clock() - started
+                if interrupted.is_set():
+                    self._save_periodic_checkpoint()
+                    raise KeyboardInterrupt
+                if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:
+                    self._save_periodic_checkpoint()
+                self._show_progress(bar, loss)
+            if not state.history or state.history[-1]["step"] != state.step:
+                self._evaluate_and_record(self._learning_rate())
+                state.seconds = self.clock() - started
+        if args.checkpoint_steps:
+            self._save_periodic_checkpoint()
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters.values(), self.best_weights, strict=True):
+                parameter.copy_(best)
+        self.denoiser.eval()
+        best_loss = state.best_validation_loss
+        return DenoiserTrainingResult(
+            history=[dict(entry) for entry in state.history],
+            best_step=state.best_step,
+            best_validation_loss=math.nan if best_loss is None else best_loss,
+            steps=state.step,
+            seconds=state.seconds,
+            stop_reason=stop_reason,
+        )
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Return the EDM loss of the averaged weights on the fixed noisy validation latents."""
+        examples = self._validation_examples
+        parameters = list(self.parameters.values())
+        current = [parameter.detach().clone() for parameter in parameters]
+        self.ema.copy_to(parameters)
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        total = 0.0
+        try:
+            for start in range(0, len(examples.sigma), EVALUATION_BATCH_SIZE):
+                rows = slice(start, start + EVALUATION_BATCH_SIZE)
+                batch = _NoisyLatents(
+                    examples.latents[rows],
+                    examples.noise[rows],
+                    examples.sigma[rows],
+                    None if examples.labels is None else examples.labels[rows],
+                )
+                total += float(self._losses(batch).double().sum())
+        finally:
+            for parameter, value in zip(parameters, current, strict=True):
+                parameter.copy_(value)
+            self.denoiser.train(was_training)
+        return total / len(examples.sigma)
+
+    def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write everything needed to continue to the folder `path`, which appears whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, for example on a full disk; checkpoints written before stay.
+        """
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.tmp")
+        tensors: dict[str, torch.Tensor] = {}
+        for (name, parameter), average, best in zip(
+            self.parameters.items(), self.ema.shadow_params, self.best_weights, strict=True
+        ):
+            tensors[f"model.{name}"] = parameter.detach()
+            tensors[f"ema.{name}"] = average
+            tensors[f"best.{name}"] = best
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        # Clones: safetensors refuses tensors that share memory, and the averages may alias nothing else.
+        tensors = {name: value.cpu().clone() for name, value in tensors.items()}
+        document = {
+            "state": asdict(self.state),
+            "ema_optimization_step": self.ema.optimization_step,
+            "data_fingerprint": self._fingerprint,
+            "arguments": asdict(self.args),
+        }
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(tensors, temporary / TENSORS_FILE)
+            (temporary / STATE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint {str(target)!r} could not be written ({error}); those written before are whole. "
+                "Free some space and resume."
+            ) from error
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a folder written by `save_checkpoint`.
+
+        Raises
+        ------
+        ValueError
+            If it is not a checkpoint, or belongs to other latents or another denoiser.
+        """
+        folder = Path(path)
+        if not (folder / STATE_FILE).is_file() or not (folder / TENSORS_FILE).is_file():
+            raise ValueError(f"{str(folder)!r} is not a checkpoint of the denoiser's training.")
+        document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if document["data_fingerprint"] != self._fingerprint:
+            raise ValueError(
+                f"The checkpoint {str(folder)!r} was trained on other latents (or with another seed or split): "
+                "give the same ones, or train into another folder."
+            )
+        tensors = load_file(folder / TENSORS_FILE)
+        saved = {name: tuple(value.shape) for name, value in tensors.items() if name.startswith("model.")}
+        expected = {f"model.{name}": tuple(value.shape) for name, value in self.parameters.items()}
+        if saved != expected:
+            raise ValueError(
+                f"The checkpoint {str(folder)!r} belongs to a denoiser of another size: "
+                "give the same latent_size, hidden_size, num_blocks and class_sizes."
+            )
+        with torch.no_grad():
+            for index, (name, parameter) in enumerate(self.parameters.items()):
+                parameter.copy_(tensors[f"model.{name}"])
+                self.ema.shadow_params[index].copy_(tensors[f"ema.{name}"])
+                self.best_weights[index].copy_(tensors[f"best.{name}"])
+                prefix, suffix = "optimizer.", f".{name}"
+                self.optimizer.state[parameter] = {
+                    key[len(prefix) : -len(suffix)]: value
+                    if key == f"{prefix}step{suffix}"  # AdamW keeps its step counts on the CPU.
+                    else value.to(self.device)
+                    for key, value in tensors.items()
+                    if key in {f"{prefix}{kind}{suffix}" for kind in ("step", "exp_avg", "exp_avg_sq")}
+                }
+        self.ema.optimization_step = document["ema_optimization_step"]
+        self.state = _State(**document["state"])
+
+    # One step
+
+    def _training_step(self, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        step = self.state.step
+        batch = self._training_batch(step)
+        with self._reproducible_dropout(step):
+            loss = self._losses(batch).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.args.max_grad_norm)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The denoiser's loss is {value} at step {step + 1}: lower learning_rate ({self.args.learning_rate})."
+            )
+        self.optimizer.step()
+        self.ema.step(list(self.parameters.values()))
+        return value
+
+    def _losses(self, batch: _NoisyLatents) -> torch.Tensor:
+        """Weighted squared error of each example, averaged over the dimensions, shape (batch,)."""
+        noisy = batch.latents + batch.sigma[:, None] * batch.noise
+        denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
+        return edm_loss_weight(batch.sigma, self.sigma_data) * (denoised - batch.latents).square().mean(dim=1)
+
+    def _training_batch(self, step: int) -> _NoisyLatents:
+        rows = self._training_rows(step)
+        generator = self._generator("step", step)
+        ln_sigma = self.args.p_mean + self.args.p_std * torch.randn(len(rows), generator=generator)
+        return self._examples(self.train_data, rows, ln_sigma.exp(), generator)
+
+    def _training_rows(self, step: int) -> torch.Tensor:
+        """Rows of one batch: an endless stream of shuffled passes, cut into batches of equal size."""
+        count, size = len(self.train_data), self.args.batch_size
+        positions = torch.arange(step * size, (step + 1) * size)
+        epochs = positions // count
+        rows = [
+            torch.randperm(count, generator=self._generator("epoch", epoch))[positions[epochs == epoch] % count]
+            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
+        ]
+        return torch.cat(rows)
+
+    def _make_validation_examples(self) -> _NoisyLatents:
+        count = len(self.validation_data)
+        rows = torch.arange(count).repeat(max(1, round(self.args.validation_size / count)))
+        generator = self._generator("validation", 0)
+        # Stratified noise levels: the loss varies a thousandfold with sigma, and few validation rows must do.
+        strata = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
+        normal = math.sqrt(2) * torch.special.erfinv(2 * strata - 1)
+        normal = normal[torch.randperm(len(rows), generator=generator)].float()
+        sigma = (self.args.p_mean + self.args.p_std * normal).exp()
+        return self._examples(self.validation_data, rows, sigma, generator)
+
+    def _examples(
+        self, data: LatentDataset, rows: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator
+    ) -> _NoisyLatents:
+        """Noise the latents of the given rows. All randomness is drawn on the CPU: devices then agree."""
+        latents = data.mean[rows]
+        if self.args.sample_posterior and data.log_variance is not None:
+            eps = torch.randn(latents.shape, generator=generator)
+            latents = latents + (0.5 * data.log_variance[rows]).exp() * eps
+        noise = torch.randn(latents.shape, generator=generator)
+        labels = None
+        if data.labels is not None and self.denoiser.class_sizes:
+            labels = self._drop_labels(data.labels[rows], generator).to(self.device)
+        standardized = self.denoiser.standardize(latents.to(self.device))
+        return _NoisyLatents(standardized, noise.to(self.device), sigma.to(self.device), labels)
+
+    def _drop_labels(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Replace labels by null classes, so that any subset of the columns can be a condition in sampling."""
+        count, columns = labels.shape
+        drop_all = torch.rand(count, 1, generator=generator) < self.args.label_dropout
+        keep_probability = torch.rand(count, 1, generator=generator)
+        if self.args.label_dropout == 0:
+            return labels
+        dropped = drop_all | (torch.rand(count, columns, generator=generator) >= keep_probability)
+        return torch.where(dropped, self.denoiser.null_labels(count), labels)
+
+    # Budgets, evaluation, bookkeeping
+
+    def _budget_spent(self) -> float:
+        """Share of the nearer budget that is spent."""
+        args, state = self.args, self.state
+        by_steps = state.step / args.max_steps if args.max_steps is not None else 0.0
+        by_time = state.seconds / args.max_seconds if args.max_seconds is not None else 0.0
+        return max(by_steps, by_time)
+
+    def _stop_reason(self) -> str | None:
+        args, state = self.args, self.state
+        if args.max_steps is not None and state.step >= args.max_steps:
+            return "max_steps"
+        if args.max_seconds is not None and state.seconds >= args.max_seconds:
+            return "max_seconds"
+        patience = args.early_stopping_patience
+        if patience and state.evaluations_without_improvement >= patience:
+            return "early_stopping"
+        return None
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine, over whichever budget is nearer its end."""
+        args, spent = self.args, min(1.0, self._budget_spent())
+        floor = args.final_learning_rate_ratio
+        rate = args.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * spent)))
+        if args.warmup_ratio > 0:
+            next_step = (self.state.step + 1) / args.max_steps if args.max_steps is not None else 0.0
+            # A purely timed run does not know how long its first step takes: it starts at a hundredth of the peak.
+            rate *= min(1.0, max(next_step, spent, 0.01 * args.warmup_ratio) / args.warmup_ratio)
+        return rate
+
+    def _evaluate_and_record(self, learning_rate: float) -> None:
+        state = self.state
+        validation_loss = self.evaluate()
+        train_loss = state.interval_loss_sum / state.interval_steps if state.interval_steps else math.nan
+        state.history.append(
+            {
+                "step": state.step,
+                "seconds": state.seconds,
+                "train_loss": train_loss,
+                "validation_loss": validation_loss,
+                "learning_rate": learning_rate,
+            }
+        )
+        state.interval_loss_sum, state.interval_steps = 0.0, 0
+        if state.best_validation_loss is None or validation_loss < state.best_validation_loss:
+            state.best_validation_loss, state.best_step = validation_loss, state.step
+            state.evaluations_without_improvement = 0
+            self.best_weights = [value.detach().clone() for value in self.ema.shadow_params]
+        else:
+            state.evaluations_without_improvement += 1
+
+    def _save_periodic_checkpoint(self) -> None:
+        if self.args.output_dir is None:
+            return
+        folder = Path(self.args.output_dir)
+        self.save_checkpoint(folder / f"{CHECKPOINT_PREFIX}{self.state.step:08d}")
+        for _, old in _checkpoints(folder)[: -self.args.checkpoint_limit]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        if self.args.resume is None:
+            return None
+        if self.args.resume != "auto":
+            return Path(self.args.resume)
+        found = _checkpoints(Path(str(self.args.output_dir)))
+        return found[-1][1] if found else None
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        return tqdm(
+            total=self.args.max_steps,
+            initial=self.state.step,
+            desc="Training the denoiser",
+            unit="step",
+            disable=not self.args.show_progress,
+        )
+
+    def _show_progress(self, bar: "tqdm[Any]", loss: float) -> None:
+        # The total is an estimate where time is the nearer budget, so that the bar's ETA is right.
+        bar.total = max(self.state.step, round(self.state.step / max(self._budget_spent(), 1e-9)))
+        losses = {"loss": f"{loss:.3f}"}
+        if self.state.history:
+            losses["validation"] = f"{self.state.history[-1]['validation_loss']:.4f}"
+        bar.set_postfix(losses, refresh=False)
+        bar.update()
+
+    # Data and randomness
+
+    def _split(self, data: LatentDataset) -> tuple[LatentDataset, LatentDataset]:
+        if len(data) < 2:
+            raise ValueError(f"The denoiser needs at least 2 latents, one for validation; got {len(data)}.")
+        order = torch.randperm(len(data), generator=self._generator("split", 0))
+        held_out = min(max(1, round(len(data) * self.args.validation_fraction)), len(data) - 1)
+        return data.select(order[held_out:].sort().values), data.select(order[:held_out].sort().values)
+
+    @staticmethod
+    def _check_data(denoiser: DiffLMDenoiser, name: str, data: LatentDataset) -> None:
+        if len(data) < 1:
+            raise ValueError(f"There are no {name} latents.")
+        latent_size = denoiser.config.latent_size
+        if data.mean.shape[1] != latent_size:
+            raise ValueError(
+                f"The {name} latents have {data.mean.shape[1]} dimensions and the denoiser's latent_size is "
+                f"{latent_size}."
+            )
+        if denoiser.class_sizes and data.labels is None:
+            raise ValueError(f"The denoiser has class_sizes, but the {name} latents have no labels.")
+        if data.labels is not None and denoiser.class_sizes:
+            denoiser.check_labels(data.labels, len(data))
+
+    def _generator(self, purpose: str, index: int) -> torch.Generator:
+        """A generator that depends on the seed, the purpose and the index only: resuming needs no stored state."""
+        digest = hashlib.blake2b(f"{self.args.seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    @contextlib.contextmanager
+    def _reproducible_dropout(self, step: int) -> Iterator[None]:
+        """Dropout draws from torch's global generator: seed it per step, and leave the caller's state alone."""
+        if not self.denoiser.config.dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self._generator("dropout", step).initial_seed())
+            yield
+
+    def _data_fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for data in (self.train_data, self.validation_data):
+            for tensor in (data.mean, data.log_variance, data.labels):
+                if tensor is not None:
+                    digest.update(tensor.contiguous().cpu().numpy().tobytes())
+        digest.update(f"seed {self.args.seed}".encode())
+        return digest.hexdigest()
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Whole checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [
+        (int(path.name.removeprefix(CHECKPOINT_PREFIX)), path)
+        for path in folder.glob(f"{CHECKPOINT_PREFIX}*")
+        if path.name.removeprefix(CHECKPOINT_PREFIX).isdigit() and (path / STATE_FILE).is_file()
+    ]
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that it cannot fall between two halves of a step."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only.
+        yield interrupted
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
