@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import importlib
 import json
 import math
 import re
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 KINDS = ("integer", "decimal", "category", "boolean", "text", "null", "json")
 RECORD_FORMATS = ("json", "values", "text")
-DEFAULT_MAX_CATEGORIES = 512
-DEFAULT_MAX_DECIMALS = 12
 
 _VERSION = 1
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
@@ -80,7 +78,7 @@ class Column:
         Whether a value may be missing (null).
     decimals : int, optional
         Decimal columns: every value is written with exactly so many digits after the point (at most 12 when inferred:
-        values with more are rounded to 12). None: each value is written with the digits it has, never in exponent form.
+        values with more are rounded to 12). None: each value is written with the digits it has. Never an exponent.
     categories : tuple, optional
         The values of a category column (strings or numbers), most frequent first, ties in order of value.
     minimum, maximum : int or float, optional
@@ -118,9 +116,9 @@ class Column:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise SchemaError(f"column name {self.name!r} is {type(self.name).__name__}, not a string: rename the column")
-        if self.name != _clean(self.name):
-            raise SchemaError(f"column name {self.name!r} holds a lone surrogate (broken unicode): rename the column")
+            raise SchemaError(f"column name {self.name!r} is {type(self.name).__name__}, not a string: rename it")
+        if self.name != clean_text(self.name):
+            raise SchemaError(f"column name {self.name!r} holds a lone surrogate (broken unicode): rename it")
         if self.kind not in KINDS:
             raise SchemaError(f"column {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.kind == "category" and not self.categories:
@@ -160,15 +158,17 @@ class Column:
 
         Missing is None, NaN, NaT or pandas.NA. Raises SchemaError when the value does not fit the column.
         """
-        if _is_missing(value):
+        if is_missing(value):
             if self.nullable:
                 return None
             raise SchemaError(f"column {self.name!r}: a value is missing, but none was in the data of the schema")
         if self.kind == "json":
-            value = _plain_json(value, self.json_schema, self.name)
+            value = plain_json(value, self.json_schema, self.name)
             problem = self._problem(value)
         elif self.kind == "null":
-            raise SchemaError(f"column {self.name!r} had no values in the data of the schema: {value!r} cannot be written")
+            raise SchemaError(
+                f"column {self.name!r} has no values in the data of the schema: it cannot hold {value!r}"
+            )
         else:
             value, problem = self._normalize_scalar(value)
         if problem:
@@ -177,8 +177,10 @@ class Column:
 
     def _normalize_scalar(self, value: Any) -> tuple[Any, str | None]:
         original = value
+        if self.dtype == "category" and type(value).__module__.startswith("pandas") and not is_missing(value):
+            value = str(value) if not isinstance(value, datetime.date) else value  # an interval or period
         if isinstance(value, (datetime.date, np.datetime64)):
-            value = _date_text(value, self.timespec)
+            value = date_text(value, self.timespec)
         if isinstance(value, np.generic) and not isinstance(value, np.floating):
             value = value.item()
         is_number = isinstance(value, (int, float, np.floating, decimal.Decimal)) and not isinstance(value, bool)
@@ -197,7 +199,7 @@ class Column:
                 return value, f"{original!r} is not a boolean"
         elif self.kind == "category":
             if isinstance(value, str):
-                value = _clean(value)
+                value = clean_text(value)
             if not is_number and not isinstance(value, str) or value not in self._category_of:
                 shown = ", ".join(map(repr, (self.categories or ())[:5]))
                 return value, f"{original!r} is not one of its {len(self._category_of)} categories ({shown}, ...)"
@@ -205,7 +207,7 @@ class Column:
         elif self.kind == "text":
             if not isinstance(value, str):
                 return value, f"{original!r} is not a string"
-            value = _clean(value)
+            value = clean_text(value)
         return value, self._problem(value)
 
     def _problem(self, value: Any) -> str | None:
@@ -220,14 +222,14 @@ class Column:
                     return f"{value} is out of the range of {self.dtype}"
             elif self.dtype != "object" and abs(value) >= 1 << 1023:
                 return f"an integer of {len(str(abs(value)))} digits is out of the range of {self.dtype}"
-        if self.kind == "text" and self.pattern is not None:
-            if not re.fullmatch(self.pattern[1:-1], value) or not _is_date(value, self.dtype):
-                return f"{value!r} is not a date of the form {self.timespec}"
-        if self.bounded and self.kind in ("integer", "decimal"):
-            if self.minimum is not None and value < self.minimum or self.maximum is not None and value > self.maximum:
-                return f"{value} is not between {self.minimum} and {self.maximum}"
-        if self.bounded and self.kind == "text" and self.max_length is not None and len(value) > self.max_length:
-            return f"a text of {len(value)} characters is longer than the {self.max_length} allowed"
+        is_date = self.kind == "text" and self.pattern is not None
+        if is_date and not (re.fullmatch(str(self.pattern), value) and _is_date(value, self.dtype)):
+            return f"{value!r} is not a date of the form {self.timespec}"
+        if self.bounded:
+            size = len(value) if self.kind == "text" else value
+            low, high = (None, self.max_length) if self.kind == "text" else (self.minimum, self.maximum)
+            if low is not None and size < low or high is not None and size > high:
+                return f"its {'length' if self.kind == 'text' else 'value'} {size} is not between {low} and {high}"
         return None
 
     def _decimal_text(self, value: Any) -> str:
@@ -258,25 +260,27 @@ class Column:
             end = len(text) if end < 0 else end
             word = text[start:end]
             if word == "null":
-                return self._null(), end
+                self._check_null()
+                return None, end
             if word in self._category_of:
                 return word, end
             if word in self._number_categories:
                 return self._number_categories[word], end
-            raise RecordParseError(self.name, f"{_shown(word)} is not one of its {len(self._category_of)} categories")
+            raise RecordParseError(self.name, f"{shown(word)} is not one of its {len(self._category_of)} categories")
         if text.startswith("null", start):
-            return self._null(), start + 4
+            self._check_null()
+            return None, start + 4
         value, end = self._read_value(text, start)
         if problem := self._problem(value):
             raise RecordParseError(self.name, problem)
         return value, end
 
-    def _null(self) -> None:
+    def _check_null(self) -> None:
         if not self.nullable:
             raise RecordParseError(self.name, "null, but no value is missing in the data of the schema")
 
     def _read_value(self, text: str, start: int) -> tuple[Any, int]:
-        found = _shown(text[start : start + 20])
+        found = shown(text[start : start + 20])
         if self.kind == "boolean":
             for word, value in (("true", True), ("false", False)):
                 if text.startswith(word, start):
@@ -307,10 +311,10 @@ class Column:
             return int(word)
         digits = len(word.partition(".")[2])
         if self.decimals is not None and digits != self.decimals:
-            raise RecordParseError(self.name, f"{_shown(word)} has {digits} decimals, expected {self.decimals}")
+            raise RecordParseError(self.name, f"{shown(word)} has {digits} decimals, expected {self.decimals}")
         value = float(word) + 0.0
         if not math.isfinite(value):
-            raise RecordParseError(self.name, f"{_shown(word)} is too large")
+            raise RecordParseError(self.name, f"{shown(word)} is too large")
         return value
 
     def to_json_schema(self, *, bounded: bool = False) -> dict[str, Any]:
@@ -321,8 +325,8 @@ class Column:
             schema = dict(self.json_schema or {})
             if not self.nullable:
                 return schema
-            definitions = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
-            return {"anyOf": [schema, {"type": "null"}], **definitions}
+            definitions: dict[str, Any] = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
+            return {"anyOf": [schema, {"type": "null"}]} | definitions
         type_name = {"decimal": "number", "text": "string"}.get(self.kind, self.kind)
         nullable = self.nullable and self.kind != "null"
         schema = {"type": [type_name, "null"] if nullable else type_name}
@@ -368,12 +372,12 @@ class RecordSchema:
         data: Any,
         *,
         record_format: str = "json",
-        max_categories: int = DEFAULT_MAX_CATEGORIES,
-        max_decimals: int = DEFAULT_MAX_DECIMALS,
+        max_categories: int = 512,
+        max_decimals: int = 12,
         text_columns: Sequence[str] = (),
         category_columns: Sequence[str] = (),
     ) -> RecordSchema:
-        """Infer the schema of a table.
+        """Infer the schema of a table. Needs the difflm package (code loaded from the Hub can only use schemas).
 
         Parameters
         ----------
@@ -397,21 +401,19 @@ class RecordSchema:
         Float columns whose values are all whole are integers (pandas reads an integer column with missing values so);
         :meth:`to_pandas` restores the float dtype. Strings stay strings even if they look like numbers or booleans.
         """
-        frame = as_dataframe(data)
-        for option, names in (("text_columns", text_columns), ("category_columns", category_columns)):
-            if unknown := [name for name in names if name not in frame.columns]:
-                raise SchemaError(f"{option}: no column {unknown[0]!r}; the columns are {_listed(frame.columns)}")
-        if both := set(text_columns) & set(category_columns):
-            raise SchemaError(f"column {min(both)!r} is in text_columns and in category_columns: choose one")
-        if len(frame.columns) == 0:
-            raise SchemaError("the data has no columns")
-        if len(frame) == 0:
-            raise SchemaError("the data has no rows: a schema is inferred from values")
-        columns = []
-        for name in frame.columns:
-            forced = "text" if name in text_columns else "category" if name in category_columns else None
-            columns.append(_infer_column(name, frame[name], forced, max_categories, max_decimals))
-        return cls(tuple(columns), record_format)
+        try:  # by name: the file must load where difflm is not installed
+            inference = importlib.import_module("difflm.pipelines.record_inference")
+        except ImportError as error:
+            raise SchemaError("inferring a schema needs the difflm package: pip install difflm") from error
+        schema = inference.infer_schema(
+            as_dataframe(data),
+            record_format=record_format,
+            max_categories=max_categories,
+            max_decimals=max_decimals,
+            text_columns=text_columns,
+            category_columns=category_columns,
+        )
+        return schema if isinstance(schema, cls) else cls.from_dict(schema.to_dict())
 
     @classmethod
     def for_text(cls, max_length: int | None = None) -> RecordSchema:
@@ -456,7 +458,7 @@ class RecordSchema:
         try:
             return self._by_name[name]
         except KeyError:
-            raise SchemaError(f"no column {name!r}; the columns are {_listed(self.names)}") from None
+            raise SchemaError(f"no column {name!r}; the columns are {listed(self.names)}") from None
 
     def column_json_schema(self, name: str, *, bounded: bool = False) -> dict[str, Any]:
         """JSON Schema of one column's value; ``bounded`` adds the range or length seen in training."""
@@ -499,7 +501,7 @@ class RecordSchema:
         A key that is absent counts as missing. Raises SchemaError for an unknown key or a value that does not fit.
         """
         if unknown := [name for name in record if name not in self._by_name]:
-            raise SchemaError(f"no column {unknown[0]!r}; the columns are {_listed(self.names)}")
+            raise SchemaError(f"no column {unknown[0]!r}; the columns are {listed(self.names)}")
         return {column.name: column.normalize(record.get(column.name)) for column in self.columns}
 
     def value_text(self, column: str, value: Any) -> str:
@@ -536,7 +538,7 @@ class RecordSchema:
         """
         if self.record_format == "text":
             column = self.columns[0]
-            text = _clean(text)
+            text = clean_text(text)
             if problem := column._problem(text):
                 raise RecordParseError(column.name, problem)
             return {column.name: text}
@@ -545,9 +547,7 @@ class RecordSchema:
         for fixed, column in zip(self._fixed, self.columns, strict=False):
             if not text.startswith(fixed, position):
                 raise RecordParseError(column.name, _unexpected(fixed, text, position))
-            record[column.name], position = column.read(
-                text, position + len(fixed), record_format=self.record_format
-            )
+            record[column.name], position = column.read(text, position + len(fixed), record_format=self.record_format)
         if text[position:] != self._fixed[-1]:
             raise RecordParseError(None, _unexpected(self._fixed[-1] or "the end", text, position))
         return record
@@ -555,7 +555,7 @@ class RecordSchema:
     # ---- tables
 
     def to_records(self, data: Any) -> list[dict[str, Any]]:
-        """Normalised records of a DataFrame, Dataset or list of dict; SchemaError names the first row that does not fit."""
+        """Normalised records of a DataFrame, Dataset or list of dict; SchemaError names a row that does not fit."""
         if isinstance(data, Sequence):
             return [self._normalize_row(row, record) for row, record in enumerate(data)]
         frame = as_dataframe(data)
@@ -572,7 +572,7 @@ class RecordSchema:
             raise SchemaError(f"row {row} (the first is 0): {error}") from None
 
     def to_pandas(self, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """Build a DataFrame of parsed or normalised records, with the dtypes of the data the schema was inferred from."""
+        """Build a DataFrame of parsed or normalised records, with the dtypes of the data of the schema."""
         import pandas as pd
 
         records = list(records)
@@ -601,12 +601,12 @@ class RecordSchema:
     def from_dict(cls, data: Mapping[str, Any]) -> RecordSchema:
         """Read what :meth:`to_dict` wrote; SchemaError if it was written by a later version or is damaged."""
         if data.get("version") != _VERSION:
-            raise SchemaError(f"record schema of version {data.get('version')!r}: this difflm reads version {_VERSION}")
+            raise SchemaError(f"record schema of version {data.get('version')!r}, expected {_VERSION}: update difflm")
         try:
-            columns = [
-                Column(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
-                for item in data["columns"]
-            ]
+            columns = []
+            for item in data["columns"]:
+                known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in item.items()}
+                columns.append(Column(**known))
             return cls(tuple(columns), data["record_format"])
         except (KeyError, TypeError, AttributeError) as error:
             raise SchemaError(f"the record schema is damaged: {error}") from error
@@ -632,13 +632,13 @@ def as_dataframe(data: Any) -> pd.DataFrame:
     elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         for row, record in enumerate(data):
             if not isinstance(record, Mapping):
-                raise SchemaError(f"row {row} (the first is 0) is {type(record).__name__}, not a dict of column: value")
+                raise SchemaError(f"row {row} (the first is 0) is {type(record).__name__}, not a dict")
         names = dict.fromkeys(name for record in data for name in record)
         frame = pd.DataFrame({name: _series([record.get(name) for record in data]) for name in names})
     else:
         raise SchemaError(
-            f"cannot read records from {type(data).__name__}: give a pandas.DataFrame, a datasets.Dataset or a list of "
-            "dict (read files with difflm.training.data.read_table)"
+            f"cannot read records from {type(data).__name__}: give a pandas.DataFrame, a datasets.Dataset or a list "
+            "of dict (read files with difflm.training.data.read_table)"
         )
     for name in frame.columns:
         if not isinstance(name, str):
@@ -656,143 +656,12 @@ def _series(values: list[Any]) -> pd.Series:
     """A column of Python values; pandas would round large integers beside a missing value to floats."""
     import pandas as pd
 
-    present = [value for value in values if not _is_missing(value)]
-    if len(present) < len(values) and present and all(type(value) is int for value in present):
-        if max(map(abs, present)) > 1 << 53:
-            fits = all(-(1 << 63) <= value < 1 << 63 for value in present)
-            return pd.Series(values, dtype="Int64" if fits else "object")
+    present = [value for value in values if not is_missing(value)]
+    whole = len(present) < len(values) and all(type(value) is int for value in present)
+    if whole and max(map(abs, present), default=0) > 1 << 53:
+        fits = all(-(1 << 63) <= value < 1 << 63 for value in present)
+        return pd.Series(values, dtype="Int64" if fits else "object")
     return pd.Series(values) if present else pd.Series(values, dtype="object")
-
-
-def _infer_column(name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int) -> Column:
-    import pandas as pd
-
-    dtype = series.dtype
-    missing = series.isna()
-    column = Column(name, "null", nullable=bool(missing.any()), dtype=str(dtype))
-    values = series[~missing]
-    if isinstance(dtype, pd.CategoricalDtype):
-        listed = [_category_scalar(value) for value in dtype.categories.tolist()]
-        column = replace(column, dtype="category", dtype_categories=tuple(listed), dtype_ordered=bool(dtype.ordered))
-        values = values.astype(object).map(_category_scalar)
-    if len(values) == 0:
-        warnings.warn(f"column {name!r} has no values at all: it will be null in every record", stacklevel=3)
-        return column
-    if isinstance(dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(dtype):
-        column = replace(column, timespec=_timespec(values))
-        values = values.map(lambda value: _date_text(value, column.timespec))
-    family = "text" if forced == "text" else _family(name, values)
-    if family == "json":
-        schema = _infer_json_schema([_plain_json(value, None, name) for value in values])
-        return replace(column, kind="json", json_schema=schema, dtype="object")
-    if family == "boolean":
-        return replace(column, kind="boolean")
-    if family == "number":
-        return _infer_number(column, values, forced, max_decimals)
-    is_string = column.timespec is not None or all(isinstance(value, str) for value in values)
-    strings = values.map(lambda value: _clean(value if isinstance(value, str) else _string(value)))
-    if not is_string and column.dtype != "category":
-        column = replace(column, dtype="object")
-    counts = Counter(strings)
-    distinct = len(counts)
-    is_text = distinct > max_categories or distinct > 20 and distinct * 2 > len(strings)
-    if forced == "text" or forced is None and is_text and column.dtype != "category":
-        dtype_name = "object" if column.dtype == "category" else column.dtype
-        return replace(column, kind="text", max_length=int(strings.map(len).max()), dtype=dtype_name)
-    return replace(column, kind="category", categories=_by_frequency(counts))
-
-
-_UNIFORM = {bool: "boolean", int: "number", float: "number", decimal.Decimal: "number", str: "string"}
-
-
-def _family(name: str, values: pd.Series) -> str:
-    """Which of boolean, number, string, json the values of a column are; SchemaError if they are mixed."""
-    import pandas as pd
-
-    if pd.api.types.is_bool_dtype(values.dtype):
-        return "boolean"
-    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_complex_dtype(values.dtype):
-        return "number"
-    examples: dict[str, Any] = {}
-    for value in values.drop_duplicates() if isinstance(values.dtype, pd.StringDtype) else values:
-        examples.setdefault(_value_family(value), value)
-    if "json" in examples and "other" not in examples:
-        return "json"
-    remedy = f"cast the column, or take it as text (text_columns=[{name!r}], --text-columns {name})"
-    if "other" in examples:
-        value = examples["other"]
-        raise SchemaError(f"column {name!r} holds {type(value).__name__} ({_shown(value)}), which is not supported: {remedy}")
-    if len(examples) > 1:
-        first, second = list(examples.values())[:2]
-        raise SchemaError(
-            f"column {name!r} mixes types: {_shown(first)} ({type(first).__name__}) and {_shown(second)} "
-            f"({type(second).__name__}): {remedy}"
-        )
-    return next(iter(examples))
-
-
-def _value_family(value: Any) -> str:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, datetime.date):
-        return "string"
-    if isinstance(value, (Mapping, list, tuple, np.ndarray)):
-        return "json"
-    return next((family for kind, family in _UNIFORM.items() if isinstance(value, kind)), "other")
-
-
-def _infer_number(column: Column, values: pd.Series, forced: str | None, max_decimals: int) -> Column:
-    name = column.name
-    exact = values.tolist()
-    for row, value in zip(values.index, exact, strict=True):
-        if isinstance(value, float) and math.isinf(value) or isinstance(value, decimal.Decimal) and not value.is_finite():
-            raise SchemaError(
-                f"column {name!r} holds {value} in row {row} (the first is 0): replace infinities by missing values or "
-                "finite numbers"
-            )
-    if any(isinstance(value, decimal.Decimal) for value in exact):
-        column = replace(column, dtype="float64")
-    if all(value == int(value) for value in exact):
-        whole = [int(value) for value in exact]
-        if forced == "category" or column.dtype == "category":
-            return replace(column, kind="category", categories=_by_frequency(Counter(whole)))
-        return replace(column, kind="integer", minimum=min(whole), maximum=max(whole))
-    if forced == "category" or column.dtype == "category":
-        return replace(column, kind="category", categories=_by_frequency(Counter(float(value) for value in exact)))
-    small = column.dtype.lower() if column.dtype.lower() in ("float32", "float16") else "float64"
-    numbers = np.unique(np.asarray(exact, dtype=small))
-    decimals = max(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())
-    column = replace(column, kind="decimal", decimals=decimals)
-    low, high = (column.normalize(number) for number in (numbers[0], numbers[-1]))
-    if (lost := np.abs(numbers[numbers != 0]).min(initial=np.inf)) < 0.5 * 10.0**-decimals:
-        warnings.warn(
-            f"column {name!r}: values as small as {lost:g} become 0 with {decimals} decimals: rescale the column or raise "
-            "max_decimals",
-            stacklevel=4,
-        )
-    return replace(column, minimum=low, maximum=high)
-
-
-def _count_decimals(text: str, limit: int) -> int:
-    digits = format(decimal.Decimal(text), "f").partition(".")[2].rstrip("0")
-    if len(digits) > limit:  # 0.30000000000000004 needs one decimal, not the limit
-        digits = format(decimal.Decimal(text), f".{limit}f").partition(".")[2].rstrip("0")
-    return len(digits)
-
-
-def _by_frequency(counts: Counter[Any]) -> tuple[Any, ...]:
-    return tuple(value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _category_scalar(value: Any) -> Any:
-    """A category of a pandas dtype as a JSON scalar: dates and intervals become strings."""
-    return value if isinstance(value, (str, bool, int, float)) else _string(value)
-
-
-def _string(value: Any) -> str:
-    if isinstance(value, datetime.date):
-        return _date_text(value, None)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 
 def _restore(values: list[Any], column: Column) -> pd.Series:
@@ -811,7 +680,7 @@ def _restore(values: list[Any], column: Column) -> pd.Series:
 # ---- text
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Replace lone surrogates, which no tokenizer and no file format can write."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -834,18 +703,18 @@ def _number_text(value: Any) -> str:
     return format(decimal.Decimal(str(value)), "f") if isinstance(value, float) else str(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _unexpected(expected: str, text: str, position: int) -> str:
-    found = _shown(text[position : position + 20]) if position < len(text) else "the end"
+    found = shown(text[position : position + 20]) if position < len(text) else "the end"
     return f"expected {expected!r} at character {position}, found {found}"
 
 
@@ -868,7 +737,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_
 def _read_json(text: str, start: int, column: str) -> tuple[Any, int]:
     try:
         value, end = _DECODER.raw_decode(text, start)
-        return _plain_json(value, None, column), end
+        return plain_json(value, None, column), end
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error)
         raise RecordParseError(column, f"not JSON at character {start}: {reason}") from None
@@ -877,22 +746,13 @@ def _read_json(text: str, start: int, column: str) -> tuple[Any, int]:
 # ---- single values
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, (float, np.floating, decimal.Decimal, np.datetime64)) and bool(value != value)
 
 
-def _timespec(values: pd.Series) -> str:
-    """The coarsest form that keeps every timestamp."""
-    if values.dt.tz is None and (values == values.dt.normalize()).all():
-        return "day"
-    if values.dt.nanosecond.any():
-        return "nanoseconds"
-    return "microseconds" if values.dt.microsecond.any() else "seconds"
-
-
-def _date_text(value: Any, timespec: str | None) -> str:
+def date_text(value: Any, timespec: str | None) -> str:
     """ISO 8601 text of a date or timestamp; in UTC if it has a time zone and the column's form is given."""
     import pandas as pd
 
@@ -919,63 +779,32 @@ def _is_date(text: str, dtype: str) -> bool:
 # ---- nested values
 
 
-def _plain_json(value: Any, schema: Mapping[str, Any] | None, column: str) -> Any:
+def plain_json(value: Any, schema: Mapping[str, Any] | None, column: str) -> Any:
     """Nested value in plain Python types; the keys of objects in the order of the schema's properties."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, np.generic):
         value = value.item()
-    if _is_missing(value):
+    if is_missing(value):
         return None
     if isinstance(value, Mapping):
         properties = (schema or {}).get("properties") or {}
         if bad := [key for key in value if not isinstance(key, str)]:
             raise SchemaError(f"column {column!r}: an object has the key {bad[0]!r}, which is not a string")
         keys = [*(key for key in properties if key in value), *(key for key in value if key not in properties)]
-        return {_clean(key): _plain_json(value[key], properties.get(key), column) for key in keys}
+        return {clean_text(key): plain_json(value[key], properties.get(key), column) for key in keys}
     if isinstance(value, (list, tuple)):
         items = (schema or {}).get("items")
-        return [_plain_json(item, items if isinstance(items, Mapping) else None, column) for item in value]
+        return [plain_json(item, items if isinstance(items, Mapping) else None, column) for item in value]
     if isinstance(value, str):
-        return _clean(value)
+        return clean_text(value)
     if isinstance(value, float) and math.isinf(value):
         raise SchemaError(f"column {column!r} holds {value}: replace infinities by missing values or finite numbers")
     if isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, datetime.date):
-        return _date_text(value, None)
-    raise SchemaError(f"column {column!r} holds {type(value).__name__} ({_shown(value)}), which is not JSON: cast it")
-
-
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
-    return kinds.get(type(value), "object")
-
-
-def _infer_json_schema(values: list[Any]) -> dict[str, Any]:
-    """The JSON Schema of nested values: their types, keys and items."""
-    types = sorted({_json_type(value) for value in values} - {"null"})
-    if "number" in types and "integer" in types:
-        types.remove("integer")
-    if any(value is None for value in values):
-        types.append("null")
-    schemas: list[dict[str, Any]] = [{"type": name} for name in types]
-    for schema in schemas:
-        if schema["type"] == "object":
-            objects = [value for value in values if isinstance(value, dict)]
-            keys = dict.fromkeys(key for value in objects for key in value)
-            found = {key: [value[key] for value in objects if key in value] for key in keys}
-            schema["properties"] = {key: _infer_json_schema(items) for key, items in found.items()}
-            schema["required"] = [key for key, items in found.items() if len(items) == len(objects)]
-            schema["additionalProperties"] = False
-        elif schema["type"] == "array":
-            items = [item for value in values if isinstance(value, list) for item in value]
-            schema.update({"items": _infer_json_schema(items)} if items else {"maxItems": 0})
-    if len(schemas) == 1:
-        return schemas[0]
-    return {"type": types} if all(len(schema) == 1 for schema in schemas) else {"anyOf": schemas}
+        return date_text(value, None)
+    raise SchemaError(f"column {column!r} holds {type(value).__name__} ({shown(value)}), which is not JSON: cast it")
 
 
 _TYPE_TESTS: dict[str, Any] = {
@@ -1015,30 +844,31 @@ def _violation(value: Any, schema: Any, root: Mapping[str, Any]) -> str | None:
     and local references. Other keywords are not checked here.
     """
     if not isinstance(schema, Mapping):
-        return f"{_shown(value)} is not allowed" if schema is False else None
+        return f"{shown(value)} is not allowed" if schema is False else None
     if reference := schema.get("$ref"):
         target: Any = root
         for part in str(reference).lstrip("#").strip("/").split("/") if reference != "#" else []:
-            target = target.get(part.replace("~1", "/").replace("~0", "~"), True) if isinstance(target, Mapping) else True
+            part = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(part, True) if isinstance(target, Mapping) else True
         if problem := _violation(value, target, root):
             return problem
     types = schema.get("type", ())
     types = [types] if isinstance(types, str) else types
     if types and not any(_TYPE_TESTS[name](value) for name in types):
-        return f"{_shown(value)} is not of type {' or '.join(types)}"
+        return f"{shown(value)} is not of type {' or '.join(types)}"
     if "enum" in schema and not any(_same(value, item) for item in schema["enum"]):
-        return f"{_shown(value)} is not one of {_shown(schema['enum'])}"
+        return f"{shown(value)} is not one of {shown(schema['enum'])}"
     if "const" in schema and not _same(value, schema["const"]):
-        return f"{_shown(value)} is not {_shown(schema['const'])}"
+        return f"{shown(value)} is not {shown(schema['const'])}"
     for keyword, (kind, holds) in _BOUNDS.items():
         applies = _TYPE_TESTS["number"](value) if kind is float else isinstance(value, kind)
         if keyword in schema and applies and not holds(value, schema[keyword]):
-            return f"{_shown(value)} breaks {keyword} {_shown(schema[keyword])}"
+            return f"{shown(value)} breaks {keyword} {shown(schema[keyword])}"
     for keyword, wanted in (("anyOf", None), ("oneOf", 1), ("allOf", len(schema.get("allOf", ())))):
         if keyword in schema:
             valid = sum(_violation(value, item, root) is None for item in schema[keyword])
             if not valid if wanted is None else valid != wanted:
-                return f"{_shown(value)} breaks {keyword}"
+                return f"{shown(value)} breaks {keyword}"
     parts: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         properties = schema.get("properties", {})
@@ -1052,7 +882,8 @@ def _violation(value: Any, schema: Any, root: Mapping[str, Any]) -> str | None:
 
 def _wrapped_column(name: str, schema: Any, required: bool, shared: Mapping[str, Any]) -> Column:
     """One property of a user's JSON Schema as a column."""
-    plain = {key: item for key, item in schema.items() if key not in _ANNOTATIONS} if isinstance(schema, Mapping) else {}
+    nested = dict(schema) if isinstance(schema, Mapping) else {}
+    plain = {key: item for key, item in nested.items() if key not in _ANNOTATIONS}
     types = plain.get("type", [])
     types = [types] if isinstance(types, str) else list(types)
     nullable = not required or "null" in types or None in plain.get("enum", ())
@@ -1072,8 +903,6 @@ def _wrapped_column(name: str, schema: Any, required: bool, shared: Mapping[str,
             low, high = None if low is None else math.ceil(low), None if high is None else math.floor(high)
         bounded = not (low is None and high is None and length is None)
         dtype = {"decimal": "float64", "boolean": "boolean" if nullable else "bool"}.get(kind, "object")
-        return Column(
-            name, kind, nullable, minimum=low, maximum=high, max_length=length, dtype=dtype, bounded=bounded
-        )
-    nested = dict(schema) if isinstance(schema, Mapping) else {}
-    return Column(name, "json", not required or _violation(None, nested, shared) is None, json_schema={**nested, **shared})
+        return Column(name, kind, nullable, minimum=low, maximum=high, max_length=length, dtype=dtype, bounded=bounded)
+    nullable = not required or _violation(None, nested, shared) is None
+    return Column(name, "json", nullable, json_schema={**nested, **shared})

@@ -1,0 +1,221 @@
+"""Inferring the schema of a table: which kind each column is, from its values and its pandas dtype."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from difflm.pipelines.records import (
+    Column,
+    RecordSchema,
+    SchemaError,
+    clean_text,
+    date_text,
+    listed,
+    plain_json,
+    shown,
+)
+
+
+def infer_schema(
+    frame: pd.DataFrame,
+    *,
+    record_format: str,
+    max_categories: int,
+    max_decimals: int,
+    text_columns: Sequence[str],
+    category_columns: Sequence[str],
+) -> RecordSchema:
+    """Infer a schema; the work of :meth:`RecordSchema.infer`, which documents the parameters."""
+    for option, names in (("text_columns", text_columns), ("category_columns", category_columns)):
+        if unknown := [name for name in names if name not in frame.columns]:
+            raise SchemaError(f"{option}: no column {unknown[0]!r}; the columns are {listed(frame.columns)}")
+    if both := set(text_columns) & set(category_columns):
+        raise SchemaError(f"column {min(both)!r} is in text_columns and in category_columns: choose one")
+    if len(frame.columns) == 0:
+        raise SchemaError("the data has no columns")
+    if len(frame) == 0:
+        raise SchemaError("the data has no rows: a schema is inferred from values")
+    columns = []
+    for name in frame.columns:
+        forced = "text" if name in text_columns else "category" if name in category_columns else None
+        columns.append(_infer_column(name, frame[name], forced, max_categories, max_decimals))
+    return RecordSchema(tuple(columns), record_format)
+
+
+def _infer_column(name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int) -> Column:
+    dtype = series.dtype
+    missing = series.isna()
+    column = Column(name, "null", nullable=bool(missing.any()), dtype=str(dtype))
+    values = series[~missing]
+    if isinstance(dtype, pd.CategoricalDtype):
+        listed = [_category_scalar(value) for value in dtype.categories.tolist()]
+        column = replace(column, dtype="category", dtype_categories=tuple(listed), dtype_ordered=bool(dtype.ordered))
+        values = values.astype(object).map(_category_scalar)
+    if len(values) == 0:
+        warnings.warn(f"column {name!r} has no values at all: it will be null in every record", stacklevel=4)
+        return column
+    if isinstance(dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(dtype):
+        column = replace(column, timespec=_timespec(values))
+        values = values.map(lambda value: date_text(value, column.timespec))
+    family = "text" if forced == "text" else _family(name, values)
+    if family == "json":
+        schema = _infer_json_schema([plain_json(value, None, name) for value in values])
+        return replace(column, kind="json", json_schema=schema, dtype="object")
+    if family == "boolean":
+        return replace(column, kind="boolean")
+    if family == "number":
+        return _infer_number(column, values, forced, max_decimals)
+    is_string = column.timespec is not None or all(isinstance(value, str) for value in values)
+    strings = values.map(lambda value: clean_text(value if isinstance(value, str) else _string(value)))
+    if not is_string and column.dtype != "category":
+        column = replace(column, dtype="object")
+    counts = Counter(strings)
+    distinct = len(counts)
+    is_text = distinct > max_categories or distinct > 20 and distinct * 2 > len(strings)
+    if forced == "text" or forced is None and is_text and column.dtype != "category":
+        dtype_name = "object" if column.dtype == "category" else column.dtype
+        return replace(column, kind="text", max_length=int(strings.map(len).max()), dtype=dtype_name)
+    return replace(column, kind="category", categories=_by_frequency(counts))
+
+
+_UNIFORM = {bool: "boolean", int: "number", float: "number", decimal.Decimal: "number", str: "string"}
+
+
+def _family(name: str, values: pd.Series) -> str:
+    """Which of boolean, number, string, json the values of a column are; SchemaError if they are mixed."""
+    if pd.api.types.is_bool_dtype(values.dtype):
+        return "boolean"
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_complex_dtype(values.dtype):
+        return "number"
+    examples: dict[str, Any] = {}
+    for value in values.drop_duplicates() if isinstance(values.dtype, pd.StringDtype) else values:
+        examples.setdefault(_value_family(value), value)
+    if "json" in examples and "other" not in examples:
+        return "json"
+    remedy = f"cast the column, or take it as text (text_columns=[{name!r}], --text-columns {name})"
+    if "other" in examples:
+        value = examples["other"]
+        found = f"{type(value).__name__} ({shown(value)})"
+        raise SchemaError(f"column {name!r} holds {found}, which is not supported: {remedy}")
+    if len(examples) > 1:
+        first, second = list(examples.values())[:2]
+        raise SchemaError(
+            f"column {name!r} mixes types: {shown(first)} ({type(first).__name__}) and {shown(second)} "
+            f"({type(second).__name__}): {remedy}"
+        )
+    return next(iter(examples))
+
+
+def _value_family(value: Any) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, datetime.date):
+        return "string"
+    if isinstance(value, (Mapping, list, tuple, np.ndarray)):
+        return "json"
+    return next((family for kind, family in _UNIFORM.items() if isinstance(value, kind)), "other")
+
+
+def _infer_number(column: Column, values: pd.Series, forced: str | None, max_decimals: int) -> Column:
+    name = column.name
+    exact = values.tolist()
+    for row, value in zip(values.index, exact, strict=True):
+        if isinstance(value, (float, decimal.Decimal)) and math.isinf(value):
+            raise SchemaError(
+                f"column {name!r} holds {value} in row {row} (the first is 0): replace infinities by missing values "
+                "or finite numbers"
+            )
+    if any(isinstance(value, decimal.Decimal) for value in exact):
+        column = replace(column, dtype="float64")
+    if all(value == int(value) for value in exact):
+        whole = [int(value) for value in exact]
+        if forced == "category" or column.dtype == "category":
+            return replace(column, kind="category", categories=_by_frequency(Counter(whole)))
+        return replace(column, kind="integer", minimum=min(whole), maximum=max(whole))
+    if forced == "category" or column.dtype == "category":
+        return replace(column, kind="category", categories=_by_frequency(Counter(float(value) for value in exact)))
+    small = column.dtype.lower() if column.dtype.lower() in ("float32", "float16") else "float64"
+    numbers = np.unique(np.asarray(exact, dtype=small))
+    decimals = max(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())
+    column = replace(column, kind="decimal", decimals=decimals)
+    low, high = (column.normalize(number) for number in (numbers[0], numbers[-1]))
+    if (lost := np.abs(numbers[numbers != 0]).min(initial=np.inf)) < 0.5 * 10.0**-decimals:
+        warnings.warn(
+            f"column {name!r}: values as small as {lost:g} become 0 with {decimals} decimals: rescale the column or "
+            "raise max_decimals",
+            stacklevel=5,
+        )
+    return replace(column, minimum=low, maximum=high)
+
+
+def _count_decimals(text: str, limit: int) -> int:
+    digits = format(decimal.Decimal(text), "f").partition(".")[2].rstrip("0")
+    if len(digits) > limit:  # 0.30000000000000004 needs one decimal, not the limit
+        digits = format(decimal.Decimal(text), f".{limit}f").partition(".")[2].rstrip("0")
+    return len(digits)
+
+
+def _by_frequency(counts: Counter[Any]) -> tuple[Any, ...]:
+    return tuple(value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _category_scalar(value: Any) -> Any:
+    """A category of a pandas dtype as a JSON scalar: dates and intervals become strings."""
+    return value if isinstance(value, (str, bool, int, float)) else _string(value)
+
+
+def _string(value: Any) -> str:
+    if isinstance(value, datetime.date):
+        return date_text(value, None)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+
+
+def _timespec(values: pd.Series) -> str:
+    """The coarsest form that keeps every timestamp."""
+    if values.dt.tz is None and (values == values.dt.normalize()).all():
+        return "day"
+    if values.dt.nanosecond.any():
+        return "nanoseconds"
+    return "microseconds" if values.dt.microsecond.any() else "seconds"
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+    return kinds.get(type(value), "object")
+
+
+def _infer_json_schema(values: list[Any]) -> dict[str, Any]:
+    """The JSON Schema of nested values: their types, keys and items."""
+    types = sorted({_json_type(value) for value in values} - {"null"})
+    if "number" in types and "integer" in types:
+        types.remove("integer")
+    if any(value is None for value in values):
+        types.append("null")
+    schemas: list[dict[str, Any]] = [{"type": name} for name in types]
+    for schema in schemas:
+        if schema["type"] == "object":
+            objects = [value for value in values if isinstance(value, dict)]
+            keys = dict.fromkeys(key for value in objects for key in value)
+            found = {key: [value[key] for value in objects if key in value] for key in keys}
+            schema["properties"] = {key: _infer_json_schema(items) for key, items in found.items()}
+            schema["required"] = [key for key, items in found.items() if len(items) == len(objects)]
+            schema["additionalProperties"] = False
+        elif schema["type"] == "array":
+            items = [item for value in values if isinstance(value, list) for item in value]
+            schema.update({"items": _infer_json_schema(items)} if items else {"maxItems": 0})
+    if len(schemas) == 1:
+        return schemas[0]
+    return {"type": types} if all(len(schema) == 1 for schema in schemas) else {"anyOf": schemas}
