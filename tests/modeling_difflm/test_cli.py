@@ -1,0 +1,370 @@
+"""The ``difflm`` command. What it calls to fit and to sample is replaced by stand-ins."""
+
+import argparse
+import errno
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from difflm import cli, cli_files
+from difflm.pipelines.records import RecordSchema, SchemaError
+
+
+RECORDS = [
+    {"name": 'Ann, "the\nfirst"', "age": 31, "member": True},
+    {"name": "Bøb", "age": None, "member": False},
+]
+SCHEMA = RecordSchema.infer(pd.DataFrame({"age": [30, 40, 50] * 20, "city": ["Ulm", "Köln", None] * 20}))
+
+
+class FakeOutput:
+    valid_first_attempt = 0.995
+    report = "nothing was rejected"
+
+    def __init__(self, records):
+        self.records = records
+
+    def to_pandas(self):
+        frame = pd.DataFrame(self.records)
+        return frame.astype({"age": "Int64"}) if "age" in frame else frame
+
+
+class FakePipeline:
+    """Stands in for DiffLMPipeline: remembers what it was asked and returns as many records as it has."""
+
+    schema = SCHEMA
+
+    def __init__(self, records=RECORDS):
+        self.records = records
+        self.calls = []
+
+    def __call__(self, **keywords):
+        self.calls.append(keywords)
+        return FakeOutput(self.records)
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    pipe = FakePipeline()
+    stand_in = types.SimpleNamespace(from_pretrained=lambda source: pipe)
+    module = types.ModuleType("difflm.pipelines.pipeline_difflm")
+    module.DiffLMPipeline = stand_in
+    monkeypatch.setitem(sys.modules, "difflm.pipelines.pipeline_difflm", module)
+    return pipe
+
+
+@pytest.fixture
+def fake_fit(monkeypatch):
+    """Replace the fit by a function that the test sets in ``behaviour``; its arguments are kept in ``calls``."""
+    state = types.SimpleNamespace(calls=[], behaviour=lambda: None)
+
+    def fit(data, output_dir, **keywords):
+        state.calls.append((data, output_dir, keywords))
+        return state.behaviour()
+
+    module = types.ModuleType("difflm.training.train_difflm")
+    module.fit = fit
+    monkeypatch.setitem(sys.modules, "difflm.training.train_difflm", module)
+    return state
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a,b\n1,x\n2,y\n")
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path):
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    actions = cli.build_parser()._actions
+    return next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", [[], ["fit"], ["sample"], ["info"]])
+    def test_help_imports_nothing_heavy(self, command):
+        code = (
+            "import sys\nfrom difflm.cli import main\n"
+            f"try:\n    main({[*command, '--help']!r})\nexcept SystemExit as end:\n    assert end.code == 0\n"
+            "heavy = {'torch', 'transformers', 'diffusers', 'pandas', 'numpy', 'datasets'} & set(sys.modules)\n"
+            "sys.exit(f'imported {heavy}' if heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("usage: difflm")
+
+    def test_runs_as_a_module(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "difflm", "--version"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("difflm ")
+
+    @pytest.mark.parametrize("command", ["fit", "sample", "info"])
+    def test_every_option_has_help_and_says_its_default(self, command):
+        parser = subcommands()[command]
+        for action in parser._actions:
+            if not action.option_strings or action.dest == "help":
+                continue
+            text = parser.formatter_class(prog="x")._get_help_string(action)
+            assert action.help, f"{action.option_strings} has no help"
+            assert "default" in text or "(required)" in text, f"{action.option_strings} hides its default: {text}"
+
+    def test_a_command_is_required(self, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([])
+        assert "fit,sample,info" in capsys.readouterr().err
+
+
+class TestFit:
+    def test_options_left_out_are_left_to_the_preset(self, fake_fit, table, capsys):
+        assert cli.main(["fit", str(table), "-o", "out"]) == 0
+        assert fake_fit.calls == [
+            (str(table), "out", {"preset": "small", "seed": 0, "resume": False, "overwrite": False})
+        ]
+        assert "difflm sample out" in capsys.readouterr().out
+
+    def test_options_given_are_passed_on(self, fake_fit, table):
+        words = "--preset tiny --encoder e --decoder d --injection soft_prompt --record-format values --epochs 2.5"
+        words += " --max-minutes 3 --batch-size 4 --seed 5 --condition-columns a b --text-columns b"
+        words += f" --validation {table} --resume --overwrite"
+        assert cli.main(["fit", str(table), "--output-dir", "out", *words.split()]) == 0
+        assert fake_fit.calls[0][2] == {
+            "preset": "tiny",
+            "encoder": "e",
+            "decoder": "d",
+            "injection": "soft_prompt",
+            "record_format": "values",
+            "epochs": 2.5,
+            "max_minutes": 3.0,
+            "batch_size": 4,
+            "seed": 5,
+            "condition_columns": ["a", "b"],
+            "text_columns": ["b"],
+            "validation": str(table),
+            "resume": True,
+            "overwrite": True,
+        }
+
+    def test_condition_columns_can_be_none(self, fake_fit, table):
+        cli.main(["fit", str(table), "-o", "out", "--condition-columns", "none"])
+        assert fake_fit.calls[0][2]["condition_columns"] == ()
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["--batch-size", "0"], "at least 1"),
+            (["--max-minutes", "-1"], "above 0"),
+            (["--max-minutes", "inf"], "above 0"),
+            (["--preset", "huge"], "invalid choice"),
+        ],
+    )
+    def test_wrong_options_are_refused(self, fake_fit, table, words, reason, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["fit", str(table), "-o", "out", *words])
+        assert reason in capsys.readouterr().err
+        assert fake_fit.calls == []
+
+    def test_missing_table(self, fake_fit, capsys):
+        assert cli.main(["fit", "nowhere.csv", "-o", "out"]) == 2
+        assert capsys.readouterr().err == "difflm: error: nowhere.csv: no such table\n"
+        assert fake_fit.calls == []
+
+    def test_ctrl_c_names_the_checkpoint_and_how_to_resume(self, fake_fit, table, tmp_path, capsys):
+        out = tmp_path / "my out"
+
+        def behaviour():
+            (out / "autoencoder" / "checkpoint-40").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+        fake_fit.behaviour = behaviour
+        assert cli.main(["fit", str(table), "-o", str(out), "--overwrite"]) == 130
+        error = capsys.readouterr().err
+        assert str(out / "autoencoder" / "checkpoint-40") in error
+        assert f"resume with: difflm fit {table} -o '{out}' --resume\n" in error
+
+    def test_ctrl_c_before_any_checkpoint(self, fake_fit, table, tmp_path, capsys):
+        def behaviour():
+            raise KeyboardInterrupt
+
+        fake_fit.behaviour = behaviour
+        assert cli.main(["fit", str(table), "-o", str(tmp_path / "out")]) == 130
+        assert "nothing to resume" in capsys.readouterr().err
+
+    def test_no_space_left(self, fake_fit, table, capsys):
+        def behaviour():
+            raise OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors")
+
+        fake_fit.behaviour = behaviour
+        assert cli.main(["fit", str(table), "-o", "out"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "no space left on the disk for out/model.safetensors" in error
+        assert "--resume" in error
+
+
+class TestErrors:
+    def test_our_refusal_is_one_line(self):
+        with pytest.raises(SchemaError) as caught:
+            RecordSchema.infer(pd.DataFrame())
+        message = cli.user_message(caught.value)
+        assert message
+        assert "\n" not in message
+
+    def test_a_defect_is_not_hidden(self, fake_fit, table):
+        def behaviour():
+            return [1, 2][5]
+
+        fake_fit.behaviour = behaviour
+        with pytest.raises(IndexError):
+            cli.main(["fit", str(table), "-o", "out"])
+
+    def test_a_value_error_from_elsewhere_is_not_hidden(self):
+        with pytest.raises(json.JSONDecodeError) as caught:
+            json.loads("{")
+        assert cli.user_message(caught.value) is None
+
+    def test_traceback_on_demand(self, fake_fit):
+        with pytest.raises(FileNotFoundError):
+            cli.main(["--traceback", "fit", "nowhere.csv", "-o", "out"])
+
+
+class TestSample:
+    def test_jsonl_keeps_the_records(self, pipeline, saved, tmp_path, capsys):
+        target = tmp_path / "rows.jsonl"
+        assert cli.main(["sample", str(saved), "-n", "2", "-o", str(target)]) == 0
+        assert [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()] == RECORDS
+        assert "2 records" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("ending", ["csv", "parquet", "CSV"])
+    def test_tables_keep_the_values(self, pipeline, saved, tmp_path, ending):
+        target = tmp_path / f"rows.{ending}"
+        assert cli.main(["sample", str(saved), "-n", "2", "-o", str(target)]) == 0
+        read = pd.read_parquet(target) if ending == "parquet" else pd.read_csv(target, dtype={"age": "Int64"})
+        pd.testing.assert_frame_equal(read, FakeOutput(RECORDS).to_pandas(), check_dtype=False)
+        assert sorted(tmp_path.iterdir()) == sorted([target, saved])
+
+    def test_options_reach_the_pipeline(self, pipeline, saved, tmp_path):
+        words = "-n 2 --seed 3 --batch-size 4 --temperature 0.7 --top-p 0.9 --top-k 5 --steps 6 --guidance-scale 2"
+        words += " --condition city=Ulm --no-constrained"
+        assert cli.main(["sample", str(saved), "-o", str(tmp_path / "r.csv"), *words.split()]) == 0
+        assert pipeline.calls == [
+            {
+                "num_samples": 2,
+                "seed": 3,
+                "batch_size": 4,
+                "temperature": 0.7,
+                "top_p": 0.9,
+                "top_k": 5,
+                "num_inference_steps": 6,
+                "condition": {"city": "Ulm"},
+                "constrained": False,
+                "guidance_scale": 2.0,
+            }
+        ]
+
+    def test_too_few_valid_records_are_written_and_reported(self, pipeline, saved, tmp_path, capsys):
+        target = tmp_path / "rows.jsonl"
+        assert cli.main(["sample", str(saved), "-n", "3", "-o", str(target)]) == 1
+        assert len(target.read_text(encoding="utf-8").splitlines()) == 2
+        assert "only 2 of 3 records" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("rows.xlsx", "must end in .parquet, .csv or .jsonl"),
+            ("no/rows.csv", "no such folder"),
+            ("old.csv", "exists"),
+        ],
+    )
+    def test_a_bad_output_is_refused_before_sampling(self, pipeline, saved, tmp_path, name, reason, capsys):
+        (tmp_path / "old.csv").write_text("precious")
+        assert cli.main(["sample", str(saved), "-o", str(tmp_path / name)]) == 2
+        assert reason in capsys.readouterr().err
+        assert pipeline.calls == []
+        assert (tmp_path / "old.csv").read_text() == "precious"
+
+    def test_overwrite(self, pipeline, saved, tmp_path):
+        target = tmp_path / "old.jsonl"
+        target.write_text("old")
+        assert cli.main(["sample", str(saved), "-n", "2", "-o", str(target), "--overwrite"]) == 0
+        assert "Ann" in target.read_text(encoding="utf-8")
+
+    def test_a_folder_without_a_pipeline(self, pipeline, tmp_path, capsys):
+        assert cli.main(["sample", str(tmp_path), "-o", str(tmp_path / "r.csv")]) == 2
+        assert "run `difflm fit` first" in capsys.readouterr().err
+
+    def test_a_failed_write_leaves_the_old_file_and_no_other(self, tmp_path):
+        target = tmp_path / "rows.csv"
+        target.write_text("old")
+
+        def write(path):
+            path.write_text("half a")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(OSError, match="No space"):
+            cli_files.write_atomically(target, write)
+        assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+        assert target.read_text() == "old"
+
+
+class TestCondition:
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["city=Ulm"], {"city": "Ulm"}),
+            (["city=Ulm", "city=Köln"], {"city": ["Ulm", "Köln"]}),
+            (["city=null"], {"city": None}),
+            (["city=a=b"], {"city": "a=b"}),
+            (["age=40"], {"age": 40}),
+            (["age=40..50"], {"age": (40, 50)}),
+        ],
+    )
+    def test_values_get_the_type_of_their_column(self, words, expected):
+        typed = cli.typed_condition([cli._condition(word) for word in words], SCHEMA)
+        assert typed == expected
+        assert [type(value) for value in typed.values()] == [type(value) for value in expected.values()]
+
+    def test_boolean(self):
+        schema = RecordSchema.infer(pd.DataFrame({"member": [True, False] * 5}))
+        assert cli.typed_condition([("member", "true")], schema)["member"] is True
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            ([("town", "Ulm")], "no column 'town'; the columns are age, city"),
+            ([("age", "old")], "give a number"),
+            ([("age", "30..40"), ("age", "50")], "one range"),
+        ],
+    )
+    def test_refusals(self, words, reason):
+        with pytest.raises(ValueError, match=reason):
+            cli.typed_condition(words, SCHEMA)
+
+    def test_malformed(self, pipeline, saved, tmp_path, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["sample", str(saved), "-o", str(tmp_path / "r.csv"), "--condition", "Ulm"])
+        assert "COLUMN=VALUE" in capsys.readouterr().err
+
+
+def test_last_checkpoint_is_the_newest(tmp_path):
+    import os
+
+    assert cli.last_checkpoint(tmp_path) is None
+    for age, name in ((10, "a/checkpoint-900"), (5, "b/checkpoint-2")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    assert cli.last_checkpoint(tmp_path) == Path(tmp_path / "b/checkpoint-2")

@@ -1,0 +1,167 @@
+"""Rules that the whole code base keeps."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points, requires
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "modeling_difflm": "difflm",
+    "pipelines": "difflm.pipelines",
+    "training": "difflm.training",
+    "hub_cards": "difflm.hub_cards",
+}
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
+# The command is the one place in difflm's root that reaches up, and it does so inside functions only.
+COMMAND = {"__main__.py", "cli.py", "__init__.py"}
+MAX_LINES = 550
+RANK = {"modeling_difflm": 0, "pipelines": 1, "training": 2, "hub_cards": 3}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Modules that a file imports. ``if TYPE_CHECKING:`` blocks do not count: they never run."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)))
+    return found
+
+
+def nodes(path: Path, kind: type) -> list:
+    """All nodes of one kind in a file."""
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kind)]
+
+
+def folder_of(module: str) -> str | None:
+    """Folder that an imported module of ours lives in, or None for somebody else's."""
+    if module.split(".")[0] != "difflm":
+        return None
+    for folder in ("pipelines", "training", "hub_cards"):
+        if module == FOLDERS[folder] or module.startswith(FOLDERS[folder] + "."):
+            return folder
+    return "modeling_difflm"
+
+
+def test_there_is_something_to_check():
+    assert len(SOURCES) > 15
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=relative)
+def test_folders_are_never_imported_by_their_own_name(path):
+    wrong = {name for name in imports(path) if name.split(".")[0] in FOLDERS}
+    assert not wrong, f"import difflm... instead of {wrong}: it would be a second copy of the code"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_go_one_way(path):
+    folder = path.relative_to(ROOT).parts[0]
+    command = folder == "modeling_difflm" and path.name in COMMAND
+    used = {module: folder_of(module) for module in imports(path, top_level_only=command)}
+    back = {module for module, target in used.items() if target is not None and RANK[target] > RANK[folder]}
+    assert not back, f"{relative(path)} reaches up to {back}"
+
+
+@pytest.mark.parametrize("name", ["modeling_difflm/modeling_difflm.py", "modeling_difflm/modeling_denoiser.py"])
+def test_files_that_are_published_import_nothing_of_ours(name):
+    ours = {module for module in imports(ROOT / name) if module.split(".")[0] == "difflm"}
+    siblings = [node.module for node in nodes(ROOT / name, ast.ImportFrom) if node.level > 0]
+    assert not ours
+    assert not siblings
+
+
+def test_siblings_of_the_published_pipeline_import_none_of_ours():
+    pipeline = ROOT / "pipelines/pipeline_difflm.py"
+    siblings = [node.module for node in nodes(pipeline, ast.ImportFrom) if node.level == 1]
+    assert siblings, "the pipeline imports its siblings by `from .records import ...`"
+    for sibling in siblings:
+        path = ROOT / "pipelines" / f"{sibling}.py"
+        relative_imports = [node.module for node in nodes(path, ast.ImportFrom) if node.level > 0]
+        ours = {module for module in imports(path) if module.split(".")[0] == "difflm"}
+        assert not relative_imports, f"{sibling} imports its siblings {relative_imports}"
+        assert not ours, f"{sibling} imports {ours}: it could not run from a published repository"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_is_pickled(path):
+    wrong = {name for name in imports(path) if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "joblib"}}
+    assert not wrong
+    calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)}
+    assert not {"torch.save", "torch.load", "np.load"} & calls, "weights are safetensors, all else JSON or text"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_stay_short(path):
+    length = len(path.read_text(encoding="utf-8").splitlines())
+    assert length <= MAX_LINES, f"{relative(path)} has {length} lines: one role per file"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_assert_is_no_validation(path):
+    lines = [node.lineno for node in nodes(path, ast.Assert)]
+    assert not lines, f"assert vanishes under python -O: raise an error in {relative(path)}, lines {lines}"
+
+
+def test_import_difflm_costs_nothing():
+    code = (
+        "import sys, difflm, difflm.pipelines, difflm.training, difflm.hub_cards\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'diffusers', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"import difflm imports {done.stderr}"
+
+
+def test_public_names_resolve():
+    import difflm
+    import difflm.pipelines
+
+    for module in (difflm, difflm.pipelines):
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+            assert name in dir(module)
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        difflm.Nonsense  # noqa: B018
+
+
+def test_the_command_is_installed():
+    commands = entry_points(group="console_scripts", name="difflm")
+    assert [command.value for command in commands] == ["difflm.__main__:main"]
+
+
+def test_constraints_cover_what_is_required():
+    """Everything that `make test` asks pip for has an exact version, so that it means the same next year."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line and not line.startswith("#")}
+    wanted = [line for line in requires("difflm") or [] if "extra ==" not in line or re.search("extra == .dev.", line)]
+    names = {re.split(r"[\s<>=!;\[]", line)[0].lower().replace("-", "_") for line in wanted} - {"difflm"}
+    assert names - {name.replace("-", "_") for name in pinned} == set()
+
+
+def test_the_project_is_typed_and_licensed():
+    for folder in FOLDERS:
+        assert (ROOT / folder / "py.typed").is_file()
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
