@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from difflm import cli, cli_files
+from difflm import cli, cli_files, cli_parser
 from difflm.pipelines.records import RecordSchema, SchemaError
 
 
@@ -89,7 +90,7 @@ def saved(tmp_path):
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    actions = cli.build_parser()._actions
+    actions = cli_parser.build_parser()._actions
     return next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices
 
 
@@ -177,6 +178,16 @@ class TestFit:
         assert reason in capsys.readouterr().err
         assert fake_fit.calls == []
 
+    def test_the_fit_takes_every_option(self, table):
+        from difflm.training.train_difflm import fit
+
+        every = "--encoder e --decoder d --injection soft_prompt --record-format values --epochs 1 --max-minutes 1"
+        every += " --batch-size 1 --condition-columns a --text-columns b --validation v"
+        arguments = cli_parser.build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
+        inspect.signature(fit).bind(arguments.data, arguments.output_dir, **cli.fit_arguments(arguments))
+        options = {action.dest for action in subcommands()["fit"]._actions} - {"help", "data", "output_dir"}
+        assert set(cli.fit_arguments(arguments)) == options
+
     def test_missing_table(self, fake_fit, capsys):
         assert cli.main(["fit", "nowhere.csv", "-o", "out"]) == 2
         assert capsys.readouterr().err == "difflm: error: nowhere.csv: no such table\n"
@@ -258,13 +269,14 @@ class TestSample:
 
     def test_options_reach_the_pipeline(self, pipeline, saved, tmp_path):
         words = "-n 2 --seed 3 --batch-size 4 --temperature 0.7 --top-p 0.9 --top-k 5 --steps 6 --guidance-scale 2"
-        words += " --condition city=Ulm --no-constrained"
+        words += " --max-attempts 7 --condition city=Ulm --no-constrained"
         assert cli.main(["sample", str(saved), "-o", str(tmp_path / "r.csv"), *words.split()]) == 0
         assert pipeline.calls == [
             {
                 "num_samples": 2,
                 "seed": 3,
                 "batch_size": 4,
+                "max_attempts": 7,
                 "temperature": 0.7,
                 "top_p": 0.9,
                 "top_k": 5,
@@ -274,6 +286,15 @@ class TestSample:
                 "guidance_scale": 2.0,
             }
         ]
+
+    def test_options_left_out_are_the_pipelines_own_defaults(self, pipeline, saved, tmp_path, monkeypatch):
+        cli.main(["sample", str(saved), "-o", str(tmp_path / "r.csv")])
+        monkeypatch.undo()
+        from difflm.pipelines.pipeline_difflm import DiffLMPipeline
+
+        parameters = inspect.signature(DiffLMPipeline.__call__).parameters
+        passed = {name: value for name, value in pipeline.calls[0].items() if name not in ("num_samples", "seed")}
+        assert passed == {name: parameters[name].default for name in passed}
 
     def test_too_few_valid_records_are_written_and_reported(self, pipeline, saved, tmp_path, capsys):
         target = tmp_path / "rows.jsonl"
@@ -333,7 +354,7 @@ class TestCondition:
         ],
     )
     def test_values_get_the_type_of_their_column(self, words, expected):
-        typed = cli.typed_condition([cli._condition(word) for word in words], SCHEMA)
+        typed = cli.typed_condition([cli_parser._condition(word) for word in words], SCHEMA)
         assert typed == expected
         assert [type(value) for value in typed.values()] == [type(value) for value in expected.values()]
 
