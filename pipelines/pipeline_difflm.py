@@ -1,0 +1,525 @@
+"""DiffLMPipeline: noise -> denoiser -> latent -> injector -> frozen LLM -> record (DiffLM, arXiv 2411.03250)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from .conditions import ColumnCondition, ConditionEncoder, check_condition
+from .decoding import RecordConstraint, RecordLogitsProcessor, RowRandom, ValueSpec
+from .fast_decoding import decode_rows
+from .latent_sampling import sample_latents
+from .outputs import DiffLMPipelineOutput, SamplingReport
+from .record_editing import RecordEditingMixin
+from .records import RecordParseError, RecordSchema
+
+
+MODEL_INDEX_CLASSES = {"autoencoder": "modeling_difflm", "denoiser": "modeling_denoiser"}
+
+
+class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
+    """Samples records from a fitted DiffLM.
+
+    Parameters
+    ----------
+    autoencoder : DiffLMModel
+    denoiser : DiffLMDenoiser
+    scheduler : KarrasVeScheduler, EDMEulerScheduler or EDMDPMSolverMultistepScheduler
+    encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
+    record_schema : dict
+        [`RecordSchema.to_dict`] of the training data.
+    condition_classes : list of dict, optional
+        Of [`ConditionEncoder`]: what the denoiser's class labels mean.
+    max_new_tokens : int, default 1024
+        Most tokens of a record.
+    """
+
+    model_cpu_offload_seq = "denoiser->autoencoder"
+
+    def __init__(
+        self,
+        autoencoder: Any,
+        denoiser: Any,
+        scheduler: Any,
+        encoder_tokenizer: Any,
+        decoder_tokenizer: Any,
+        record_schema: dict | None = None,
+        condition_classes: list | None = None,
+        max_new_tokens: int = 1024,
+    ) -> None:
+        super().__init__()
+        if record_schema is None:
+            raise ValueError("A DiffLMPipeline needs the record_schema of its training data.")
+        self.register_modules(
+            autoencoder=autoencoder,
+            denoiser=denoiser,
+            scheduler=scheduler,
+            encoder_tokenizer=encoder_tokenizer,
+            decoder_tokenizer=decoder_tokenizer,
+        )
+        # One JSON text each: diffusers takes lists in model_index.json for components.
+        self.register_to_config(
+            record_schema=dict(record_schema),
+            condition_classes={"classes": condition_classes} if isinstance(condition_classes, list) else condition_classes,
+            max_new_tokens=max_new_tokens,
+        )
+        self.schema = RecordSchema.from_dict(record_schema)
+        classes = condition_classes["classes"] if isinstance(condition_classes, Mapping) else condition_classes
+        self.condition_encoder = ConditionEncoder(list(classes or []))
+        self._constraints: dict[str, RecordConstraint] = {}
+
+    # ---------------------------------------------------------------- sampling
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        num_samples: int = 1,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        condition: Mapping[str, Any] | None = None,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        constrained: bool = True,
+        fast: bool = True,
+        num_inference_steps: int = 50,
+        batch_size: int | None = None,
+        max_attempts: int = 10,
+        accept: Any = None,
+        unique: bool = False,
+        exclude_training_copies: bool = False,
+        latents: Tensor | None = None,
+        given: Sequence[Mapping[str, Any]] | None = None,
+        first_row: int = 0,
+        output_type: str = "records",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Sample records.
+
+        Row i depends on (seed, i) alone: not on the batch size, the number of processes or the order.
+
+        Parameters
+        ----------
+        num_samples : int, default 1
+        seed : int, optional
+            Default: drawn from ``generator``, or from torch's global generator. The output names it.
+        generator : torch.Generator, optional
+            Where the seed is drawn from, as in diffusers.
+        condition : mapping, optional
+            Column to a value, a list of values, ``None`` (missing) or a ``(low, high)`` tuple: holds in every record.
+        guidance_scale : float, default 1.0
+            Classifier-free guidance towards ``condition``; 1 is the plain conditional distribution.
+        temperature, top_k, top_p : float, int, float, default 1.0, 0, 1.0
+            Of the decoder's tokens; 0 (top_k) and 1.0 (top_p) keep all. A temperature of 0 takes the likeliest token.
+        constrained : bool, default True
+            Only tokens that can become a valid record are drawn. False: the decoder writes freely and invalid texts
+            are resampled (the paper's way).
+        fast : bool, default True
+            Own decoding loop; False uses the decoder's ``generate``. Same records.
+        num_inference_steps : int, default 50
+            Noise levels of the diffusion.
+        batch_size : int, optional
+            Rows decoded together; default by the device's memory.
+        max_attempts : int, default 10
+            A row rejected so many times is given up: the output has fewer rows, and the report says why.
+        accept : callable or pandera schema, optional
+            A callable on a record that returns whether to keep it, a dict of such callables by name, or a pandera
+            schema.
+        unique : bool, default False
+            Resample a record equal to one of an earlier row.
+        exclude_training_copies : bool, default False
+            Resample exact copies of training records (known by their digests).
+        latents : Tensor, optional
+            ``[num_samples, latent_size]``: decode these instead of sampling some.
+        given : sequence of dict, optional
+            Per row, the values that its record must have (used by ``impute``).
+        first_row : int, default 0
+            Index of the first row: ``pipe(5, seed=0, first_row=5)`` continues ``pipe(5, seed=0)``.
+        output_type : {"records", "pandas", "dataset", "latent"}, default "records"
+            "latent" stops before decoding.
+        return_dict : bool, default True
+            False returns a tuple ``(records or table, report)``.
+        callback_on_step_end : callable, optional
+            See [`sample_latents`].
+
+        Returns
+        -------
+        DiffLMPipelineOutput
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range; ``ConditionError`` if a condition cannot hold.
+        """
+        _check_arguments(num_samples, seed, temperature, top_k, top_p, max_attempts, batch_size, output_type, first_row)
+        if seed is None:
+            seed = int(torch.randint(2**31, (1,), generator=generator).item())
+        if latents is not None and latents.shape != (num_samples, self.denoiser.config.latent_size):
+            raise ValueError(
+                f"latents must be [{num_samples}, {self.denoiser.config.latent_size}], not {list(latents.shape)}."
+            )
+        conditions = check_condition(condition or {}, self.schema.columns)
+        checks = _acceptance_checks(accept)
+        if exclude_training_copies and not self.denoiser.config.num_record_digests:
+            raise ValueError("This checkpoint stores no digests of its training records: fit it again to exclude copies.")
+        digests = _digest_set(self.denoiser) if exclude_training_copies else frozenset()
+        report = SamplingReport(requested=num_samples)
+        done: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
+        owner: dict[str, int] = {}
+        pending = {row: 0 for row in range(num_samples)}
+        latent_options = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "callback_on_step_end": callback_on_step_end,
+        }
+        with self.progress_bar(total=num_samples) as progress:
+            while pending:
+                rows = sorted(pending)
+                randoms = [RowRandom(seed, first_row + row, pending[row]) for row in rows]
+                if latents is not None:
+                    batch_latents = latents[rows].to(self.denoiser.device)
+                else:
+                    batch_latents = self._sample_latents(randoms, conditions, **latent_options)
+                if output_type == "latent":
+                    return DiffLMPipelineOutput(latents=batch_latents, seed=seed, report=report) if return_dict else (
+                        batch_latents,
+                        report,
+                    )
+                texts = self._decode(
+                    batch_latents,
+                    randoms,
+                    conditions,
+                    given=None if given is None else [given[row] for row in rows],
+                    constrained=constrained,
+                    fast=fast,
+                    batch_size=batch_size,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    on_rows_done=progress.update if max(pending.values()) == 0 else None,
+                )
+                for position, row in enumerate(rows):
+                    report.attempts += 1
+                    record, reason = self._read(texts[position], conditions, checks, digests)
+                    if pending[row] == 0 and not (reason or "").startswith("invalid"):
+                        report.first_attempt_parsed += 1
+                    if unique and reason is None:
+                        reason = self._claim(texts[position], row, owner, done, pending, report)
+                    if reason is None:
+                        done[row] = (record, texts[position], batch_latents[position].cpu())
+                    else:
+                        report.rejected[reason] += 1
+                    pending[row] += 1
+                pending = {row: n for row, n in pending.items() if row not in done and n < max_attempts}
+        report.returned = len(done)
+        if report.returned < num_samples:
+            warnings.warn(
+                f"{num_samples - report.returned} of {num_samples} rows were given up after {max_attempts} attempts "
+                f"each.\n{report}\nRelax the condition or accept=, or raise max_attempts.",
+                stacklevel=2,
+            )
+        kept = sorted(done)
+        output = DiffLMPipelineOutput(
+            records=[done[row][0] for row in kept],
+            texts=[done[row][1] for row in kept],
+            latents=torch.stack([done[row][2] for row in kept]) if kept else torch.empty(0),
+            rows=[first_row + row for row in kept],
+            report=report,
+            seed=seed,
+            schema=self.schema,
+        )
+        if output_type == "records":
+            return output if return_dict else (output.records, report)
+        return output.to_pandas() if output_type == "pandas" else output.to_dataset()
+
+    def stream(self, num_samples: int, batch_size: int = 256, *, first_row: int = 0, **kwargs: Any) -> Iterator[Any]:
+        """Yield [`DiffLMPipelineOutput`] of ``batch_size`` rows at a time, in order, with constant memory.
+
+        The rows are those of one call with the same seed. ``unique`` holds within a batch only, so it is refused.
+        """
+        if kwargs.get("unique"):
+            raise ValueError("unique=True needs all rows at once: call the pipeline, or drop duplicates afterwards.")
+        _check_arguments(num_samples, kwargs.get("seed"), batch_size=batch_size, first_row=first_row)
+        if kwargs.get("seed") is None:
+            kwargs["seed"] = int(torch.randint(2**31, (1,), generator=kwargs.pop("generator", None)).item())
+        for start in range(0, num_samples, batch_size):
+            yield self(min(batch_size, num_samples - start), first_row=first_row + start, **kwargs)
+
+    def _sample_latents(
+        self, randoms: Sequence[RowRandom], conditions: Mapping[str, ColumnCondition], **options: Any
+    ) -> Tensor:
+        generators = [random.latent_generator() for random in randoms]
+        labels = None
+        if any(name in conditions for name in self.condition_encoder.names):
+            labels = self.condition_encoder.condition_labels(conditions, generators)
+        return sample_latents(
+            self.denoiser, self.scheduler, len(randoms), generators=generators, class_labels=labels, **options
+        )
+
+    def _decode(
+        self,
+        latents: Tensor,
+        randoms: Sequence[RowRandom],
+        conditions: Mapping[str, ColumnCondition],
+        *,
+        given: Sequence[Mapping[str, Any]] | None,
+        constrained: bool,
+        fast: bool,
+        batch_size: int | None,
+        on_rows_done: Callable[[int], Any] | None = None,
+        **sampling: Any,
+    ) -> list[str]:
+        """Write one text per latent."""
+        batch_size = batch_size or self.default_batch_size()
+        constraint = self.constraint(conditions)
+        given_texts = None
+        if given is not None:
+            given_texts = [
+                {name: self.schema.value_text(name, value) for name, value in values.items()} for values in given
+            ]
+        texts: list[str] = []
+        for start in range(0, len(latents), batch_size):
+            rows = slice(start, start + batch_size)
+            row_given = None if given_texts is None else given_texts[rows]
+            if fast and constrained:
+                tokens = decode_rows(
+                    self.autoencoder.decoder,
+                    self.autoencoder.inject(latents[rows].to(self.autoencoder.device)),
+                    constraint,
+                    randoms[rows],
+                    given_texts=row_given,
+                    **sampling,
+                )
+            else:
+                processor = RecordLogitsProcessor(
+                    constraint, randoms[rows], constrained=constrained, given_texts=row_given, **sampling
+                )
+                ids = self.autoencoder.generate(
+                    latents[rows].to(self.autoencoder.device),
+                    logits_processor=LogitsProcessorList([processor]),
+                    do_sample=False,
+                    max_new_tokens=self.config.max_new_tokens,
+                )
+                tokens = ids.tolist()
+            written = [constraint.text(row) for row in tokens]
+            texts.extend(written)
+            if on_rows_done is not None:
+                on_rows_done(len(written))
+        return texts
+
+    def constraint(self, conditions: Mapping[str, ColumnCondition] | None = None) -> RecordConstraint:
+        """The grammar of the schema, narrowed by conditions; compiled once for each."""
+        conditions = conditions or {}
+        key = repr(sorted(conditions.items()))
+        if key not in self._constraints:
+            config = self.autoencoder.config
+            self._constraints[key] = RecordConstraint.compile(
+                self.decoder_tokenizer,
+                vocab_size=self.autoencoder.decoder.get_input_embeddings().weight.shape[0],
+                bos_token_id=config.bos_token_id,
+                eos_token_id=config.eos_token_id,
+                fixed_segments=self.schema.fixed_segments(),
+                values=[self._value_spec(column, conditions.get(column.name)) for column in self.schema.columns],
+            )
+        return self._constraints[key]
+
+    def _value_spec(self, column: Any, condition: ColumnCondition | None) -> ValueSpec:
+        def text(value: Any) -> str:
+            return self.schema.value_text(column.name, value)
+
+        spec: dict[str, Any] = {
+            "name": column.name,
+            "kind": "raw" if self.schema.record_format == "text" else column.kind,
+            "decimals": column.decimals,
+            "minimum": column.minimum,
+            "maximum": column.maximum,
+            "bounded": column.bounded,
+            "nullable": column.nullable,
+            "max_length": column.max_length,
+            "json_schema": column.json_schema,
+        }
+        if column.kind == "category":
+            spec["texts"] = tuple(text(category) for category in column.categories)
+        elif column.kind == "boolean":
+            spec["texts"] = (text(True), text(False))
+        if condition is not None and condition.values is not None:
+            spec |= {"kind": "category", "texts": tuple(text(value) for value in condition.values), "nullable": False}
+        elif condition is not None:
+            spec |= {
+                "minimum": condition.minimum,
+                "maximum": condition.maximum,
+                "bounded": True,
+                "nullable": False,
+            }
+        return ValueSpec(**spec)
+
+    def _read(
+        self,
+        text: str,
+        conditions: Mapping[str, ColumnCondition],
+        checks: Mapping[str, Callable[[dict[str, Any]], bool]],
+        digests: frozenset[bytes],
+    ) -> tuple[dict[str, Any], str | None]:
+        """Parse a text; the reason is None if the record is kept."""
+        try:
+            record = self.schema.parse(text)
+        except RecordParseError as error:
+            return {}, f"invalid: {error.column or 'record'}: {error.reason}"
+        if any(not condition.holds(record[name]) for name, condition in conditions.items()):
+            return record, "condition"
+        for name, check in checks.items():
+            if not check(record):
+                return record, f"accept: {name}"
+        if digests and record_digest(text) in digests:
+            return record, "training copy"
+        return record, None
+
+    @staticmethod
+    def _claim(
+        text: str,
+        row: int,
+        owner: dict[str, int],
+        done: dict[int, Any],
+        pending: dict[int, int],
+        report: SamplingReport,
+    ) -> str | None:
+        """Of equal records the lowest row keeps its own, whatever was drawn first: batches do not show."""
+        other = owner.get(text)
+        if other is not None and other < row:
+            return "duplicate"
+        owner[text] = row
+        if other is not None:
+            del done[other]
+            report.rejected["duplicate"] += 1
+        return None
+
+    def default_batch_size(self) -> int:
+        """Rows decoded together: 256 on a CPU, 512 on an accelerator."""
+        return 256 if self.autoencoder.device.type == "cpu" else 512
+
+    # ---------------------------------------------------------------- saving and loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a saved pipeline from a folder or the Hub with the installed difflm; no remote code runs.
+
+        Takes diffusers' arguments (``revision``, ``cache_dir``, ``token``, ``local_files_only``, components by name)
+        and ``decoder``, ``decoder_name_or_path``, ``decoder_dtype``, ``decoder_kwargs`` of [`DiffLMModel`].
+        """
+        folder = Path(str(pretrained_model_name_or_path))
+        if not (folder / "model_index.json").is_file():
+            if folder.is_dir():
+                raise FileNotFoundError(f"{folder} holds no model_index.json: it is not a saved pipeline.")
+            names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+            download = {name: kwargs.pop(name) for name in names if name in kwargs}
+            folder = Path(cls.download(str(pretrained_model_name_or_path), trust_remote_code=True, **download))
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        model_kwargs = {
+            name: kwargs.pop(name)
+            for name in ("decoder", "decoder_name_or_path", "decoder_dtype", "decoder_kwargs")
+            if name in kwargs
+        }
+        components: dict[str, Any] = {}
+        for name, entry in index.items():
+            if name in kwargs:
+                components[name] = kwargs.pop(name)
+            elif isinstance(entry, list) and not name.startswith("_"):
+                component = _component_class(*entry)
+                extra = model_kwargs if name == "autoencoder" else {}
+                components[name] = component.from_pretrained(folder / name, **extra)
+            elif not name.startswith("_"):
+                components[name] = entry
+        if kwargs:
+            raise TypeError(f"Unknown arguments of DiffLMPipeline.from_pretrained: {', '.join(sorted(kwargs))}.")
+        pipeline = cls(**components)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+
+def record_digest(text: str) -> bytes:
+    """128-bit digest of a serialised record, by which copies of training records are known.
+
+    Keyed, so that it matches no digest made for another purpose; it hides no secret: who holds the checkpoint can
+    test whether a guessed record was in the training data.
+    """
+    return hashlib.blake2b(text.encode(), digest_size=16, key=b"difflm record v1").digest()
+
+
+def _digest_set(denoiser: Any) -> frozenset[bytes]:
+    return frozenset(bytes(row) for row in denoiser.record_digests.cpu().numpy())
+
+
+def _component_class(library: str, name: str) -> Any:
+    # By string: in a published repository this file runs without difflm.
+    module = f"difflm.{library}" if library in MODEL_INDEX_CLASSES.values() else library
+    return getattr(importlib.import_module(module), name)
+
+
+def _acceptance_checks(accept: Any) -> dict[str, Callable[[dict[str, Any]], bool]]:
+    """Named checks from a callable, a dict of callables, or a pandera schema."""
+    if accept is None:
+        return {}
+    if isinstance(accept, Mapping):
+        return dict(accept)
+    if hasattr(accept, "validate"):
+        return {getattr(accept, "name", None) or "schema": _PanderaCheck(accept)}
+    if callable(accept):
+        return {getattr(accept, "__name__", "accept"): accept}
+    raise ValueError(f"accept must be a callable, a dict of callables or a pandera schema, not {accept!r}.")
+
+
+class _PanderaCheck:
+    """Whether a record, as a one-row table, passes a pandera schema."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+
+    def __call__(self, record: dict[str, Any]) -> bool:
+        import pandas as pd
+        import pandera.errors
+
+        try:
+            self.schema.validate(pd.DataFrame([record]))
+        except (pandera.errors.SchemaError, pandera.errors.SchemaErrors):
+            return False
+        return True
+
+
+def _check_arguments(
+    num_samples: int,
+    seed: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_attempts: int = 1,
+    batch_size: int | None = None,
+    output_type: str = "records",
+    first_row: int = 0,
+) -> None:
+    counts = {"num_samples": num_samples, "max_attempts": max_attempts, "batch_size": batch_size}
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}.")
+    if first_row < 0:
+        raise ValueError(f"first_row must be at least 0, not {first_row}.")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"seed must be an integer, not {seed!r}.")
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, not {temperature}.")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], not {top_k} and {top_p}.")
+    if output_type not in ("records", "pandas", "dataset", "latent"):
+        raise ValueError(f"output_type={output_type!r} is not one of records, pandas, dataset, latent.")

@@ -1,0 +1,154 @@
+"""Work on given records: reconstruct, vary, interpolate, impute. A mixin of [`DiffLMPipeline`]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RecordEditingMixin:
+    """Methods that start from records instead of noise; they need what [`DiffLMPipeline`] registers."""
+
+    @torch.no_grad()
+    def encode(self: Any, records: Any, batch_size: int = 64) -> Tensor:
+        """Posterior means of records, ``[records, latent_size]``.
+
+        Parameters
+        ----------
+        records : list of dict, DataFrame or Dataset
+        batch_size : int, default 64
+        """
+        texts = [self.schema.serialize(record) for record in self.schema.to_records(records)]
+        if not texts:
+            raise ValueError("There are no records to encode.")
+        return self._encode_texts(texts, batch_size)
+
+    def _encode_texts(self: Any, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+        limit = min(self.encoder_tokenizer.model_max_length, 512)
+        means = []
+        for start in range(0, len(texts), batch_size):
+            batch = self.encoder_tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=True,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            ).to(self.autoencoder.device)
+            means.append(self.autoencoder.encode(batch["input_ids"], batch["attention_mask"]).mean)
+        return torch.cat(means)
+
+    def reconstruct(self: Any, records: Any, **kwargs: Any) -> Any:
+        """Encode records and write them again from their latents.
+
+        ``kwargs`` are those of the pipeline's call (``seed``, ``temperature``, ...).
+        """
+        latents = self.encode(records)
+        return self(len(latents), latents=latents, **kwargs)
+
+    def vary(self: Any, records: Any, strength: float = 0.3, *, seed: int | None = None, **kwargs: Any) -> Any:
+        """Records near the given ones: noise each latent part of the way and denoise it again.
+
+        Parameters
+        ----------
+        records : list of dict, DataFrame or Dataset
+        strength : float, default 0.3
+            Share of the noise schedule in [0, 1]: 0 reconstructs, 1 samples anew.
+        seed : int, optional
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], not {strength}.")
+        seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
+        latents = self._noised_and_denoised(self.encode(records), strength, seed, kwargs)
+        return self(len(latents), latents=latents, seed=seed, **kwargs)
+
+    def _noised_and_denoised(
+        self: Any, latents: Tensor, strength: float, seed: int, options: Mapping[str, Any], labels: Tensor | None = None
+    ) -> Tensor:
+        generators = [random.latent_generator() for random in self.row_randoms(seed, len(latents))]
+        return self.sample_latents(
+            len(latents),
+            generators=generators,
+            start_latents=latents,
+            start_strength=strength,
+            class_labels=labels,
+            num_inference_steps=options.get("num_inference_steps", 50),
+            guidance_scale=options.get("guidance_scale", 1.0),
+        )
+
+    def interpolate(self: Any, a: Mapping[str, Any], b: Mapping[str, Any], num_steps: int = 5, **kwargs: Any) -> Any:
+        """Records on the way from ``a`` to ``b``, both ends included.
+
+        Spherical interpolation of standardised latents: a straight line would pass through shorter, untypical ones.
+
+        Parameters
+        ----------
+        a, b : dict
+        num_steps : int, default 5
+            At least 2.
+        """
+        if num_steps < 2:
+            raise ValueError(f"num_steps must be at least 2, not {num_steps}.")
+        start, end = self.denoiser.standardize(self.encode([a, b]))
+        shares = torch.linspace(0, 1, num_steps, device=start.device)[:, None]
+        cosine = torch.nn.functional.cosine_similarity(start, end, dim=0).clamp(-0.9995, 0.9995)
+        angle = torch.arccos(cosine)
+        path = (torch.sin((1 - shares) * angle) * start + torch.sin(shares * angle) * end) / torch.sin(angle)
+        if bool(cosine >= 0.9995):
+            path = start + shares * (end - start)
+        return self(num_steps, latents=self.denoiser.unstandardize(path), **kwargs)
+
+    def impute(
+        self: Any, records: Sequence[Mapping[str, Any]], strength: float = 0.5, *, seed: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Fill the missing cells of records; given cells are kept exactly.
+
+        A cell is missing if its column is absent, ``None`` or NaN. The latent starts from the record with the
+        training data's commonest values in its gaps, is noised part of the way and denoised towards the given cells.
+
+        Parameters
+        ----------
+        records : list of dict or DataFrame
+        strength : float, default 0.5
+            Share of the noise schedule; more forgets more of what the gaps were filled with.
+        seed : int, optional
+        """
+        if hasattr(records, "to_dict"):
+            records = records.to_dict("records")
+        if not records:
+            raise ValueError("There are no records to impute.")
+        known = [self._given_cells(row, record) for row, record in enumerate(records)]
+        texts = [self.schema.serialize(self._typical_values() | cells) for cells in known]
+        seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
+        labels = self.condition_encoder.partial_labels(known) if self.condition_encoder.classes else None
+        latents = self._noised_and_denoised(self._encode_texts(texts), strength, seed, kwargs, labels)
+        return self(len(latents), latents=latents, given=known, fill_given=True, seed=seed, **kwargs)
+
+    def _given_cells(self: Any, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
+        unknown = [name for name in record if name not in self.schema.names]
+        if unknown:
+            raise ValueError(f"Record {row} has the unknown column {unknown[0]!r}; known: {', '.join(self.schema.names)}.")
+        return {
+            name: self.schema.column(name).normalize(value)
+            for name, value in record.items()
+            if value is not None and value == value  # NaN differs from itself
+        }
+
+    def _typical_values(self: Any) -> dict[str, Any]:
+        """Something to encode in place of a gap: the commonest category, the middle of a number's range."""
+        typical: dict[str, Any] = {}
+        for column in self.schema.columns:
+            if column.nullable or column.kind == "null":
+                typical[column.name] = None
+            elif column.kind == "category":
+                typical[column.name] = column.categories[0]
+            elif column.kind == "boolean":
+                typical[column.name] = False
+            elif column.kind in ("integer", "decimal"):
+                middle = (column.minimum + column.maximum) / 2
+                typical[column.name] = column.normalize(round(middle, column.decimals or 0))
+            else:
+                typical[column.name] = ""
+        return typical

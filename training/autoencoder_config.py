@@ -1,0 +1,74 @@
+"""Arguments of the autoencoder's training: only what differs from transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class AutoencoderTrainingArguments(TrainingArguments):
+    """Arguments of [`AutoencoderTrainer`]. Those not listed are [`~transformers.TrainingArguments`]'.
+
+    Parameters
+    ----------
+    encoder_learning_rate : float, default 2e-4
+        Of the encoder's parameters; ``learning_rate`` (default 1e-3) is that of the new parts.
+    beta_schedule : {"decreasing", "cyclical", "constant"}, default "decreasing"
+    beta, beta_minimum, beta_factor : float, default 0.1, 0.001, 0.5
+        First (for "cyclical": highest) value, floor and multiplier of beta.
+    beta_patience : int, default 1
+        Evaluations without improvement before beta is multiplied.
+    beta_threshold : float, default 0.0
+        Relative improvement that counts as one.
+    beta_cycles : int, default 4
+    early_stopping_patience : int, default 10
+        Evaluations without improvement, once beta is at its floor, that end training; counted separately from
+        ``beta_patience``. 0 turns early stopping off.
+    max_minutes : float, optional
+        Wall-clock budget; the learning rate's schedule then follows whichever of steps and time is nearer its end.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the posterior head and injector."})
+    encoder_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the encoder."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Records per step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Records per evaluation step."})
+    num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the training records."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Norm at which gradients are clipped."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps (or share of them) of linear warm-up."})
+    train_sampling_strategy: str = field(
+        default="group_by_length", metadata={"help": "Batches of records of similar length."}
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: beta follows evaluations."})
+    eval_steps: float = field(default=100, metadata={"help": "Steps between evaluations."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
+    save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
+    report_to: str = field(default="none", metadata={"help": "Integrations to report to."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records themselves."})
+    beta_schedule: str = field(
+        default="decreasing",
+        metadata={"help": "Schedule of the KL's weight.", "choices": ["decreasing", "cyclical", "constant"]},
+    )
+    beta: float = field(default=0.1, metadata={"help": "First (cyclical: highest) weight of the KL."})
+    beta_minimum: float = field(default=0.001, metadata={"help": "Floor of the decreasing schedule."})
+    beta_factor: float = field(default=0.5, metadata={"help": "Multiplier of beta at a plateau."})
+    beta_patience: int = field(default=1, metadata={"help": "Evaluations without improvement that are a plateau."})
+    beta_threshold: float = field(default=0.0, metadata={"help": "Relative improvement that counts as one."})
+    beta_cycles: int = field(default=4, metadata={"help": "Cycles of the cyclical schedule."})
+    early_stopping_patience: int = field(
+        default=10, metadata={"help": "Evaluations without improvement at beta's floor that end training; 0: never."}
+    )
+    max_minutes: float | None = field(default=None, metadata={"help": "Wall-clock budget in minutes."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.beta_schedule not in ("decreasing", "cyclical", "constant"):
+            raise ValueError(
+                f"beta_schedule={self.beta_schedule!r} is not one of decreasing, cyclical, constant."
+            )
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ValueError(f"max_minutes must be positive, not {self.max_minutes}.")

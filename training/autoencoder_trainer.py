@@ -1,0 +1,223 @@
+"""Training of the autoencoder: a thin transformers Trainer with a moving beta and an evaluation of the latent's use."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from difflm.modeling_difflm import DiffLMModel
+from difflm.training.autoencoder_config import AutoencoderTrainingArguments
+from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
+from difflm.training.record_dataset import RecordCollator
+
+
+class AutoencoderTrainer(Trainer):
+    """Trainer of [`DiffLMModel`]: loss = reconstruction + beta * KL (DiffLM, equation 2).
+
+    ``evaluate`` reports, in nats per record on the evaluation set: ``eval_reconstruction`` (each record from its own
+    latent), ``eval_reconstruction_shuffled`` (from another record's: the gap is what the latent carries) and
+    ``eval_kl``.
+
+    Parameters
+    ----------
+    model : DiffLMModel
+    args : AutoencoderTrainingArguments
+    train_dataset, eval_dataset : RecordDataset
+    encoder_pad_token_id : int
+    """
+
+    def __init__(
+        self,
+        model: DiffLMModel,
+        args: AutoencoderTrainingArguments,
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        encoder_pad_token_id: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=RecordCollator(encoder_pad_token_id),
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.budget = TimeBudget(args.max_minutes)
+        self.add_callback(build_beta_schedule(args))
+        self.add_callback(self.budget)
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
+        self._step_figures: dict[str, list[float]] = {"reconstruction": [], "kl": []}
+
+    @property
+    def beta_schedule(self) -> BetaSchedule:
+        # Looked up, not kept: resuming replaces the callback by one built from the checkpoint.
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, BetaSchedule))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
+        models = [self.model.encoder, self.model.decoder] if self.args.device.type == "cpu" else []
+        before = [model.config._attn_implementation for model in models]
+        try:
+            for model in models:
+                model.set_attn_implementation("eager")
+            return super().train(*args, **kwargs)
+        finally:
+            for model, implementation in zip(models, before, strict=True):
+                model.set_attn_implementation(implementation)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        output = model(**inputs, beta=self.beta_schedule.beta)
+        self._step_figures["reconstruction"].append(float(output.reconstruction_loss))
+        self._step_figures["kl"].append(float(output.kl))
+        return output.loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            for name, values in self._step_figures.items():
+                if values:
+                    logs[name] = sum(values) / len(values)
+                values.clear()
+            logs["beta"] = self.beta_schedule.beta
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups.setdefault((name.startswith("encoder."), name in decayed), []).append(parameter)
+            optimizer_class, optimizer_arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(
+                [
+                    {
+                        "params": parameters,
+                        "lr": self.args.encoder_learning_rate if of_encoder else self.args.learning_rate,
+                        "weight_decay": self.args.weight_decay if decays else 0.0,
+                    }
+                    for (of_encoder, decays), parameters in groups.items()
+                ],
+                **optimizer_arguments,
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if self.args.max_minutes is not None and hasattr(scheduler, "lr_lambdas"):
+            # Time may run out before the steps: the shape is followed at whichever is further on.
+            scheduler.lr_lambdas = [
+                lambda step, shape=shape: shape(max(step, int(self.budget.share_used() * num_training_steps)))
+                for shape in scheduler.lr_lambdas
+            ]
+        return scheduler
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return LengthGroupedSampler(batch, lengths=dataset.lengths)
+        return super()._get_train_sampler(train_dataset)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        model: DiffLMModel = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
+        posteriors = [model.encode(batch["input_ids"], batch["attention_mask"]) for batch in batches]
+        means = torch.cat([posterior.mean for posterior in posteriors])
+        sizes = [len(posterior.mean) for posterior in posteriors]
+        figures = {
+            f"{metric_key_prefix}_{name}": torch.cat(
+                [
+                    model.reconstruction(latents, batch["labels"])
+                    for latents, batch in zip(rows.split(sizes), batches, strict=True)
+                ]
+            )
+            .mean()
+            .item()
+            # Rolled by half the set: records of similar length, hence neighbours, do not trade places.
+            for name, rows in (
+                ("reconstruction", means),
+                ("reconstruction_shuffled", means.roll(len(means) // 2 or 1, dims=0)),
+            )
+        }
+        figures[f"{metric_key_prefix}_kl"] = torch.cat([posterior.kl() for posterior in posteriors]).mean().item()
+        figures[f"{metric_key_prefix}_loss"] = figures[f"{metric_key_prefix}_reconstruction"]
+        model.train(was_training)
+        self.log(dict(figures))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+
+class TimeBudget(TrainerCallback):
+    """Ends training when a wall-clock budget is used up. Evaluations and checkpoints count."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.max_seconds = None if max_minutes is None else 60 * max_minutes
+        self.started = time.monotonic()
+
+    def share_used(self) -> float:
+        return 0.0 if self.max_seconds is None else min(1.0, (time.monotonic() - self.started) / self.max_seconds)
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.share_used() >= 1.0:
+            control.should_training_stop = True
+
+
+class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
+    """Early stopping whose patience starts to count once beta cannot fall any more."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best: float | None = None
+        self.evaluations_without_improvement = 0
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        loss = (metrics or {}).get("eval_reconstruction")
+        if loss is None:
+            return
+        at_floor = args.beta_schedule != "decreasing" or _current_beta(state) <= args.beta_minimum
+        if self.best is None or loss < self.best:
+            self.best, self.evaluations_without_improvement = loss, 0
+        elif at_floor:
+            self.evaluations_without_improvement += 1
+            control.should_training_stop = self.evaluations_without_improvement >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {"patience": self.patience},
+            "attributes": {
+                "best": self.best,
+                "evaluations_without_improvement": self.evaluations_without_improvement,
+            },
+        }
+
+
+def _current_beta(state: TrainerState) -> float:
+    return next((entry["beta"] for entry in reversed(state.log_history) if "beta" in entry), float("inf"))

@@ -1,0 +1,38 @@
+"""Encode records to posteriors: the denoiser's training set."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from difflm.modeling_difflm import DiffLMModel, Posterior
+from difflm.training.record_dataset import RecordCollator, RecordDataset
+
+
+@torch.no_grad()
+def encode_latents(
+    model: DiffLMModel,
+    dataset: RecordDataset,
+    *,
+    batch_size: int = 64,
+    encoder_pad_token_id: int = 0,
+    show_progress: bool = True,
+) -> Posterior:
+    """Posterior of every record, in the dataset's order, on the CPU.
+
+    Returns
+    -------
+    Posterior
+        ``mean`` and ``log_variance``, ``[records, latent_size]`` each.
+    """
+    was_training = model.training
+    model.eval()
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=RecordCollator(encoder_pad_token_id))
+    means, log_variances = [], []
+    for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
+        posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
+        means.append(posterior.mean.float().cpu())
+        log_variances.append(posterior.log_variance.float().cpu())
+    model.train(was_training)
+    return Posterior(torch.cat(means), torch.cat(log_variances))

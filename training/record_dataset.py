@@ -1,0 +1,123 @@
+"""Records as training examples: lazy tokenisation by segment, and the collator that pads a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from difflm.pipelines.decoding import tokenize_segment
+from difflm.pipelines.records import RecordSchema
+
+
+IGNORED_LABEL = -100
+_CACHED_SEGMENT_CHARACTERS = 64
+
+
+class RecordTooLongError(ValueError):
+    """A record has more tokens than the limit; cutting it would take its end-of-text token away."""
+
+
+class RecordDataset(Dataset):
+    """Records, tokenised when asked for.
+
+    The decoder's tokens are those of the record's segments (keys and values apart), as constrained sampling will
+    force and draw them, then EOS. The encoder reads the same text.
+
+    Parameters
+    ----------
+    records : sequence of dict
+    schema : RecordSchema
+    encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
+    eos_token_id : int
+        Ends every record.
+    max_length : int, default 1024
+        Most decoder tokens of a record, EOS included.
+    overlong : {"refuse", "drop"}, default "refuse"
+        A longer record raises [`RecordTooLongError`], or is left out and counted in ``num_dropped``.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        schema: RecordSchema,
+        encoder_tokenizer: PreTrainedTokenizerBase,
+        decoder_tokenizer: PreTrainedTokenizerBase,
+        eos_token_id: int,
+        max_length: int = 1024,
+        overlong: Literal["refuse", "drop"] = "refuse",
+    ) -> None:
+        if overlong not in ("refuse", "drop"):
+            raise ValueError(f"overlong={overlong!r} is neither 'refuse' nor 'drop'.")
+        self.schema, self.eos_token_id, self.max_length = schema, eos_token_id, max_length
+        self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
+        # Some tokenizers state no limit but a huge number.
+        self.encoder_max_length = min(encoder_tokenizer.model_max_length, 512)
+        self._segment_ids: dict[str, list[int]] = {}
+        self.records: list[dict[str, Any]] = []
+        self.lengths: list[int] = []
+        self.num_dropped = 0
+        for row, record in enumerate(records):
+            # A text never has more tokens than bytes: only a long one must be tokenised to know.
+            length = len(schema.serialize(record).encode())
+            if length + 1 > max_length and (tokens := len(self.token_ids(record))) > max_length:
+                if overlong == "refuse":
+                    raise RecordTooLongError(
+                        f"Row {row} has {tokens} tokens with its end-of-text token; the limit is {max_length}. Raise "
+                        "max_length (at most the decoder's context), drop its longest column, or pass overlong='drop'."
+                    )
+                self.num_dropped += 1
+                continue
+            self.records.append(record)
+            self.lengths.append(length)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def token_ids(self, record: dict[str, Any]) -> list[int]:
+        """The decoder's tokens of a record, EOS last."""
+        ids: list[int] = []
+        for segment in self.schema.segments(record):
+            known = self._segment_ids.get(segment.text)
+            if known is None:
+                known = tokenize_segment(self.decoder_tokenizer, segment.text)
+                if len(segment.text) <= _CACHED_SEGMENT_CHARACTERS:
+                    self._segment_ids[segment.text] = known
+            ids.extend(known)
+        return [*ids, self.eos_token_id]
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        record = self.records[index]
+        encoded = self.encoder_tokenizer(
+            self.schema.serialize(record), truncation=True, max_length=self.encoder_max_length
+        )
+        return {"input_ids": encoded["input_ids"], "labels": self.token_ids(record)}
+
+
+@dataclass
+class RecordCollator:
+    """Pad examples on the right to the batch's longest.
+
+    Masks come from lengths, never from ``!= pad``: a decoder's pad token may be its EOS token.
+    """
+
+    encoder_pad_token_id: int = 0
+
+    def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        input_ids = _pad([example["input_ids"] for example in examples], self.encoder_pad_token_id)
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),
+        }
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
