@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import json
 import math
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from difflm.pipelines.records import (
     Column,
     RecordSchema,
     SchemaError,
+    as_text,
     clean_text,
     date_text,
     listed,
@@ -77,7 +77,7 @@ def _infer_column(name: str, series: pd.Series, forced: str | None, max_categori
     if family == "number":
         return _infer_number(column, values, forced, max_decimals)
     is_string = column.timespec is not None or all(isinstance(value, str) for value in values)
-    strings = values.map(lambda value: clean_text(value if isinstance(value, str) else _string(value)))
+    strings = values.map(lambda value: clean_text(as_text(value)))
     if not is_string and column.dtype != "category":
         column = replace(column, dtype="object")
     counts = Counter(strings)
@@ -172,13 +172,7 @@ def _by_frequency(counts: Counter[Any]) -> tuple[Any, ...]:
 
 def _category_scalar(value: Any) -> Any:
     """A category of a pandas dtype as a JSON scalar: dates and intervals become strings."""
-    return value if isinstance(value, (str, bool, int, float)) else _string(value)
-
-
-def _string(value: Any) -> str:
-    if isinstance(value, datetime.date):
-        return date_text(value, None)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+    return value if isinstance(value, (str, bool, int, float)) else as_text(value)
 
 
 def _timespec(values: pd.Series) -> str:

@@ -31,7 +31,7 @@ RECORD_FORMATS = ("json", "values", "text")
 _VERSION = 1
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
-_INTEGER_DTYPE = re.compile(r"(u?)int(8|16|32|64)(\[pyarrow\])?", re.IGNORECASE)
+_INTEGER_DTYPE = re.compile(r"(u?)int(8|16|32|64)")
 _ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "$comment", "readOnly", "writeOnly"}
 _TIMESPECS = ("day", "seconds", "microseconds", "nanoseconds")
 
@@ -156,7 +156,8 @@ class Column:
     def normalize(self, value: Any) -> Any:
         """Return ``value`` as it comes back from a round trip: None, bool, int, float, str, or nested JSON.
 
-        Missing is None, NaN, NaT or pandas.NA. Raises SchemaError when the value does not fit the column.
+        Missing is None, NaN, NaT or pandas.NA; a text column takes any scalar as its string. Raises SchemaError when
+        the value does not fit the column.
         """
         if is_missing(value):
             if self.nullable:
@@ -177,8 +178,8 @@ class Column:
 
     def _normalize_scalar(self, value: Any) -> tuple[Any, str | None]:
         original = value
-        if self.dtype == "category" and type(value).__module__.startswith("pandas") and not is_missing(value):
-            value = str(value) if not isinstance(value, datetime.date) else value  # an interval or period
+        if self.dtype == "category" and type(value).__module__.startswith("pandas"):  # an interval or a date
+            value = as_text(value)
         if isinstance(value, (datetime.date, np.datetime64)):
             value = date_text(value, self.timespec)
         if isinstance(value, np.generic) and not isinstance(value, np.floating):
@@ -193,7 +194,8 @@ class Column:
         elif self.kind == "decimal":
             if not is_number:
                 return value, f"{original!r} is not a number"
-            value = float(self._decimal_text(value)) + 0.0  # + 0.0 turns -0.0 into 0.0
+            if not self._problem(value):
+                value = float(self._decimal_text(value)) + 0.0  # + 0.0 turns -0.0 into 0.0
         elif self.kind == "boolean":
             if not isinstance(value, bool):
                 return value, f"{original!r} is not a boolean"
@@ -205,32 +207,39 @@ class Column:
                 return value, f"{original!r} is not one of its {len(self._category_of)} categories ({shown}, ...)"
             value = self._category_of[value]
         elif self.kind == "text":
-            if not isinstance(value, str):
-                return value, f"{original!r} is not a string"
-            value = clean_text(value)
+            value = clean_text(as_text(value))
         return value, self._problem(value)
 
     def _problem(self, value: Any) -> str | None:
         """What keeps a value of the right JSON type out of this column, or None."""
         if self.kind == "json":
             return _violation(value, self.json_schema or {}, self.json_schema or {})
-        if self.kind == "integer":
-            if match := _INTEGER_DTYPE.fullmatch(self.dtype):
-                bits, signed = int(match[2]), not match[1]
-                low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-                if not low <= value <= high:
-                    return f"{value} is out of the range of {self.dtype}"
-            elif self.dtype != "object" and abs(value) >= 1 << 1023:
-                return f"an integer of {len(str(abs(value)))} digits is out of the range of {self.dtype}"
-        is_date = self.kind == "text" and self.pattern is not None
-        if is_date and not (re.fullmatch(str(self.pattern), value) and _is_date(value, self.dtype)):
+        if self.kind in ("integer", "decimal"):
+            low, high = self._dtype_range
+            if not low <= value <= high:
+                return f"{shown(value)} is out of the range of {self.dtype}"
+        elif self.pattern is not None and not (re.fullmatch(self.pattern, value) and _is_date(value, self.dtype)):
             return f"{value!r} is not a date of the form {self.timespec}"
-        if self.bounded:
-            size = len(value) if self.kind == "text" else value
-            low, high = (None, self.max_length) if self.kind == "text" else (self.minimum, self.maximum)
-            if low is not None and size < low or high is not None and size > high:
-                return f"its {'length' if self.kind == 'text' else 'value'} {size} is not between {low} and {high}"
+        if self.bounded and self.kind == "text" and len(value) > (self.max_length or 0):
+            return f"its {len(value)} characters are more than {self.max_length}"
+        if self.bounded and self.kind != "text":
+            if self.minimum is not None and value < self.minimum:
+                return f"{shown(value)} is less than {self.minimum}"
+            if self.maximum is not None and value > self.maximum:
+                return f"{shown(value)} is more than {self.maximum}"
         return None
+
+    @cached_property
+    def _dtype_range(self) -> tuple[int | float, int | float]:
+        """What the pandas dtype can hold."""
+        dtype = self.dtype.lower()
+        if match := _INTEGER_DTYPE.match(dtype):
+            bits = int(match[2])
+            return (0, (1 << bits) - 1) if match[1] else (-(1 << bits - 1), (1 << bits - 1) - 1)
+        if dtype == "object" and self.kind == "integer":
+            return -math.inf, math.inf
+        largest = float(np.finfo(dtype if dtype in ("float16", "float32") else "float64").max)
+        return -largest, largest
 
     def _decimal_text(self, value: Any) -> str:
         if self.dtype.lower() in ("float32", "float16"):  # their shortest digits, not those of the widened double
@@ -683,6 +692,13 @@ def _restore(values: list[Any], column: Column) -> pd.Series:
 def clean_text(text: str) -> str:
     """Replace lone surrogates, which no tokenizer and no file format can write."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_text(value: Any) -> str:
+    """A value of a text column as a string: nested values as JSON, dates in ISO 8601."""
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
 
 
 def _is_plain(text: str) -> bool:
