@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.latents import LatentDataset
+from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler, seeded_generator
 
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -72,16 +73,6 @@ class _State:
     interval_loss_sum: float = 0.0
     interval_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class _NoisyLatents:
-    """A batch of training or validation examples; ``latents`` and ``noise`` have shape (batch, L)."""
-
-    latents: torch.Tensor
-    noise: torch.Tensor
-    sigma: torch.Tensor
-    labels: torch.Tensor | None
 
 
 class DenoiserTrainer:
@@ -138,7 +129,8 @@ class DenoiserTrainer:
         self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
         self.best_weights = [value.clone() for value in self.ema.shadow_params]
         self.state = _State()
-        self._validation_examples = self._make_validation_examples()
+        self.sampler = NoisyLatentSampler(denoiser, args, self.device)
+        self._validation_examples = self.sampler.validation_examples(validation_data)
         self._fingerprint = self._data_fingerprint()
 
     def train(self) -> DenoiserTrainingResult:
@@ -177,14 +169,16 @@ class DenoiserTrainer:
                     self._evaluate_and_record(learning_rate)
                     state.seconds = self.clock() - started
                 if interrupted.is_set():
-                    self._save_periodic_checkpoint()
-                    raise KeyboardInterrupt
+                    break
                 if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:
                     self._save_periodic_checkpoint()
                 self._show_progress(bar, loss)
-            if not state.history or state.history[-1]["step"] != state.step:
+            if stop_reason is not None and (not state.history or state.history[-1]["step"] != state.step):
                 self._evaluate_and_record(self._learning_rate())
                 state.seconds = self.clock() - started
+            if stop_reason is None or interrupted.is_set():
+                self._save_periodic_checkpoint()
+                raise KeyboardInterrupt
         if args.checkpoint_steps:
             self._save_periodic_checkpoint()
         with torch.no_grad():
@@ -212,20 +206,14 @@ class DenoiserTrainer:
         self.denoiser.eval()
         total = 0.0
         try:
-            for start in range(0, len(examples.sigma), EVALUATION_BATCH_SIZE):
-                rows = slice(start, start + EVALUATION_BATCH_SIZE)
-                batch = _NoisyLatents(
-                    examples.latents[rows],
-                    examples.noise[rows],
-                    examples.sigma[rows],
-                    None if examples.labels is None else examples.labels[rows],
-                )
+            for start in range(0, len(examples), EVALUATION_BATCH_SIZE):
+                batch = examples.slice(slice(start, start + EVALUATION_BATCH_SIZE))
                 total += float(self._losses(batch).double().sum())
         finally:
             for parameter, value in zip(parameters, current, strict=True):
                 parameter.copy_(value)
             self.denoiser.train(was_training)
-        return total / len(examples.sigma)
+        return total / len(examples)
 
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to continue to the folder `path`, which appears whole or not at all.
@@ -316,7 +304,7 @@ class DenoiserTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         step = self.state.step
-        batch = self._training_batch(step)
+        batch = self.sampler.training_batch(self.train_data, step)
         with self._reproducible_dropout(step):
             loss = self._losses(batch).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -331,64 +319,11 @@ class DenoiserTrainer:
         self.ema.step(list(self.parameters.values()))
         return value
 
-    def _losses(self, batch: _NoisyLatents) -> torch.Tensor:
+    def _losses(self, batch: NoisyLatents) -> torch.Tensor:
         """Weighted squared error of each example, averaged over the dimensions, shape (batch,)."""
         noisy = batch.latents + batch.sigma[:, None] * batch.noise
         denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
         return edm_loss_weight(batch.sigma, self.sigma_data) * (denoised - batch.latents).square().mean(dim=1)
-
-    def _training_batch(self, step: int) -> _NoisyLatents:
-        rows = self._training_rows(step)
-        generator = self._generator("step", step)
-        ln_sigma = self.args.p_mean + self.args.p_std * torch.randn(len(rows), generator=generator)
-        return self._examples(self.train_data, rows, ln_sigma.exp(), generator)
-
-    def _training_rows(self, step: int) -> torch.Tensor:
-        """Rows of one batch: an endless stream of shuffled passes, cut into batches of equal size."""
-        count, size = len(self.train_data), self.args.batch_size
-        positions = torch.arange(step * size, (step + 1) * size)
-        epochs = positions // count
-        rows = [
-            torch.randperm(count, generator=self._generator("epoch", epoch))[positions[epochs == epoch] % count]
-            for epoch in range(int(epochs[0]), int(epochs[-1]) + 1)
-        ]
-        return torch.cat(rows)
-
-    def _make_validation_examples(self) -> _NoisyLatents:
-        count = len(self.validation_data)
-        rows = torch.arange(count).repeat(max(1, round(self.args.validation_size / count)))
-        generator = self._generator("validation", 0)
-        # Stratified noise levels: the loss varies a thousandfold with sigma, and few validation rows must do.
-        strata = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
-        normal = math.sqrt(2) * torch.special.erfinv(2 * strata - 1)
-        normal = normal[torch.randperm(len(rows), generator=generator)].float()
-        sigma = (self.args.p_mean + self.args.p_std * normal).exp()
-        return self._examples(self.validation_data, rows, sigma, generator)
-
-    def _examples(
-        self, data: LatentDataset, rows: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator
-    ) -> _NoisyLatents:
-        """Noise the latents of the given rows. All randomness is drawn on the CPU: devices then agree."""
-        latents = data.mean[rows]
-        if self.args.sample_posterior and data.log_variance is not None:
-            eps = torch.randn(latents.shape, generator=generator)
-            latents = latents + (0.5 * data.log_variance[rows]).exp() * eps
-        noise = torch.randn(latents.shape, generator=generator)
-        labels = None
-        if data.labels is not None and self.denoiser.class_sizes:
-            labels = self._drop_labels(data.labels[rows], generator).to(self.device)
-        standardized = self.denoiser.standardize(latents.to(self.device))
-        return _NoisyLatents(standardized, noise.to(self.device), sigma.to(self.device), labels)
-
-    def _drop_labels(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Replace labels by null classes, so that any subset of the columns can be a condition in sampling."""
-        count, columns = labels.shape
-        drop_all = torch.rand(count, 1, generator=generator) < self.args.label_dropout
-        keep_probability = torch.rand(count, 1, generator=generator)
-        if self.args.label_dropout == 0:
-            return labels
-        dropped = drop_all | (torch.rand(count, columns, generator=generator) >= keep_probability)
-        return torch.where(dropped, self.denoiser.null_labels(count), labels)
 
     # Budgets, evaluation, bookkeeping
 
@@ -481,7 +416,7 @@ class DenoiserTrainer:
     def _split(self, data: LatentDataset) -> tuple[LatentDataset, LatentDataset]:
         if len(data) < 2:
             raise ValueError(f"The denoiser needs at least 2 latents, one for validation; got {len(data)}.")
-        order = torch.randperm(len(data), generator=self._generator("split", 0))
+        order = torch.randperm(len(data), generator=seeded_generator(self.args.seed, "split", 0))
         held_out = min(max(1, round(len(data) * self.args.validation_fraction)), len(data) - 1)
         return data.select(order[held_out:].sort().values), data.select(order[:held_out].sort().values)
 
@@ -500,11 +435,6 @@ class DenoiserTrainer:
         if data.labels is not None and denoiser.class_sizes:
             denoiser.check_labels(data.labels, len(data))
 
-    def _generator(self, purpose: str, index: int) -> torch.Generator:
-        """A generator that depends on the seed, the purpose and the index only: resuming needs no stored state."""
-        digest = hashlib.blake2b(f"{self.args.seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
     @contextlib.contextmanager
     def _reproducible_dropout(self, step: int) -> Iterator[None]:
         """Dropout draws from torch's global generator: seed it per step, and leave the caller's state alone."""
@@ -513,7 +443,7 @@ class DenoiserTrainer:
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._generator("dropout", step).initial_seed())
+            torch.manual_seed(seeded_generator(self.args.seed, "dropout", step).initial_seed())
             yield
 
     def _data_fingerprint(self) -> str:
@@ -556,4 +486,5 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        # None: a handler that was not installed from Python, which Python cannot put back.
+        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)

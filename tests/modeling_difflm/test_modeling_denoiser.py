@@ -1,0 +1,170 @@
+"""DiffLMDenoiser: preconditioning, conditioning, statistics and saving."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients, edm_loss_weight
+
+
+def make_denoiser(*, trained: bool = True, **overrides: object) -> DiffLMDenoiser:
+    torch.manual_seed(0)
+    arguments = {"latent_size": 8, "hidden_size": 32, "num_blocks": 2} | overrides
+    denoiser = DiffLMDenoiser(**arguments).eval()
+    if trained:  # A fresh output layer is zero, which would hide everything before it.
+        torch.nn.init.normal_(denoiser.output_projection.weight, std=0.3)
+    return denoiser
+
+
+def test_edm_coefficients_match_the_paper() -> None:
+    sigma = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, sigma_data=2.0)
+    torch.testing.assert_close(c_skip, torch.tensor([4 / 4.25, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(c_out, torch.tensor([1 / 4.25**0.5, 4 / 8**0.5], dtype=torch.float64))
+    torch.testing.assert_close(c_in, torch.tensor([1 / 4.25**0.5, 1 / 8**0.5], dtype=torch.float64))
+    torch.testing.assert_close(c_noise, torch.tensor([math.log(0.5) / 4, math.log(2) / 4], dtype=torch.float64))
+    # The weight makes the network's effective loss uniform: weight * c_out^2 == 1.
+    torch.testing.assert_close(edm_loss_weight(sigma, 2.0) * c_out**2, torch.ones(2, dtype=torch.float64))
+
+
+def test_an_untrained_denoiser_is_the_best_linear_one_for_unit_gaussian_data() -> None:
+    denoiser = make_denoiser(trained=False)
+    noisy, sigma = torch.randn(5, 8), torch.tensor([0.1, 0.5, 1.0, 5.0, 50.0])
+    torch.testing.assert_close(denoiser.denoise(noisy, sigma), noisy / (1 + sigma[:, None] ** 2))
+
+
+def test_denoise_is_the_preconditioned_network() -> None:
+    denoiser = make_denoiser(sigma_data=0.7)
+    noisy, sigma = torch.randn(4, 8), torch.tensor([0.1, 0.5, 2.0, 9.0])
+    c_skip, c_out, c_in, c_noise = edm_coefficients(sigma[:, None], 0.7)
+    raw = denoiser(c_in * noisy, c_noise[:, 0]).sample
+    assert raw.abs().max() > 0.1
+    torch.testing.assert_close(denoiser.denoise(noisy, sigma), c_skip * noisy + c_out * raw)
+
+
+def test_scalar_and_per_row_noise_levels_agree() -> None:
+    denoiser = make_denoiser()
+    noisy = torch.randn(3, 8)
+    torch.testing.assert_close(denoiser.denoise(noisy, 0.8), denoiser.denoise(noisy, torch.full((3,), 0.8)))
+    assert not torch.allclose(denoiser(noisy, -0.5).sample, denoiser(noisy, 0.5).sample, atol=1e-3)
+
+
+def test_missing_labels_are_the_null_classes() -> None:
+    denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"])
+    noisy = torch.randn(4, 8)
+    null = denoiser.null_labels(4)
+    assert null.tolist() == [[3, 2]] * 4
+    torch.testing.assert_close(denoiser.denoise(noisy, 1.0), denoiser.denoise(noisy, 1.0, null))
+
+
+def test_every_column_conditions_the_output() -> None:
+    denoiser = make_denoiser(class_sizes=[3, 2])
+    noisy = torch.randn(1, 8)
+    outputs = [
+        denoiser.denoise(noisy, 1.0, torch.tensor([[first, second]])) for first in range(4) for second in range(3)
+    ]
+    for index, one in enumerate(outputs):
+        for other in outputs[index + 1 :]:
+            assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(2, 1, dtype=torch.long), r"shape \(2, 2\)"),
+        (torch.zeros(2, 2), "integers"),
+        (torch.tensor([[0, 0], [4, 0]]), "'species' must be between 0 and 2, or 3"),
+        (torch.tensor([[0, -1], [0, 0]]), "'sex'"),
+    ],
+)
+def test_bad_labels_are_named(labels: torch.Tensor, message: str) -> None:
+    denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"])
+    with pytest.raises(ValueError, match=message):
+        denoiser.check_labels(labels, 2)
+
+
+def test_labels_for_an_unconditional_denoiser_are_refused() -> None:
+    with pytest.raises(ValueError, match="without class_sizes"):
+        make_denoiser().denoise(torch.randn(1, 8), 1.0, torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"sigma_data": 0.0}, "sigma_data"),
+        ({"class_sizes": [2, 0]}, "class_sizes"),
+        ({"class_sizes": [2], "class_names": ["a", "b"]}, "class_names"),
+    ],
+)
+def test_bad_sizes_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_denoiser(**arguments)
+
+
+def test_statistics_standardize_and_come_back() -> None:
+    denoiser = make_denoiser()
+    latents = torch.randn(1000, 8) * torch.arange(1.0, 9.0) - 3
+    denoiser.set_latent_statistics(latents.mean(0), latents.std(0))
+    standardized = denoiser.standardize(latents)
+    torch.testing.assert_close(standardized.std(0), torch.ones(8))
+    torch.testing.assert_close(standardized.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(denoiser.unstandardize(standardized), latents)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (torch.zeros(7), torch.ones(8), "shape"),
+        (torch.full((8,), float("nan")), torch.ones(8), "finite"),
+        (torch.zeros(8), torch.zeros(8), "positive"),
+    ],
+)
+def test_bad_statistics_are_refused(mean: torch.Tensor, std: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_denoiser().set_latent_statistics(mean, std)
+
+
+def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) -> None:
+    denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"], sigma_data=0.9)
+    denoiser.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0))
+    denoiser.set_record_digests([bytes(range(16)), bytes(range(16, 32)), b"\xff" * 16])
+    denoiser.save_pretrained(tmp_path)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
+
+    loaded = DiffLMDenoiser.from_pretrained(tmp_path)
+    saved_state, loaded_state = denoiser.state_dict(), loaded.state_dict()
+    assert saved_state.keys() == loaded_state.keys()
+    for name, value in saved_state.items():
+        assert torch.equal(value, loaded_state[name]), name
+    assert loaded.config.class_names == ["species", "sex"]
+    assert loaded.config.num_record_digests == 3
+    assert bytes(loaded.record_digests[1].tolist()) == bytes(range(16, 32))
+    noisy, labels = torch.randn(2, 8), torch.tensor([[0, 1], [3, 2]])
+    assert torch.equal(denoiser.denoise(noisy, 0.5, labels), loaded.denoise(noisy, 0.5, labels))
+
+
+def test_half_precision_keeps_the_statistics_and_digests_exact(tmp_path: Path) -> None:
+    denoiser = make_denoiser()
+    mean = torch.randn(8)
+    denoiser.set_latent_statistics(mean, torch.ones(8))
+    denoiser.set_record_digests(torch.full((2, 16), 255, dtype=torch.uint8))
+    denoiser.save_pretrained(tmp_path)
+    loaded = DiffLMDenoiser.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert loaded.input_projection.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded.latent_mean, mean)
+    assert torch.equal(loaded.record_digests, denoiser.record_digests)
+    noisy = torch.randn(4, 8)
+    torch.testing.assert_close(loaded.denoise(noisy, 1.0), denoiser.denoise(noisy, 1.0), atol=0.1, rtol=0)
+
+
+def test_digests_of_the_wrong_size_are_refused() -> None:
+    denoiser = make_denoiser()
+    with pytest.raises(ValueError, match="16 bytes"):
+        denoiser.set_record_digests([b"short"])
+    with pytest.raises(ValueError, match="uint8"):
+        denoiser.set_record_digests(torch.zeros(2, 16))
+    denoiser.set_record_digests([])
+    assert denoiser.record_digests.shape == (0, 16)

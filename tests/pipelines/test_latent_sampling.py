@@ -1,0 +1,312 @@
+"""sample_latents: exact answers on a Gaussian, independence of rows, guidance, variation."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    KarrasVeScheduler,
+)
+
+from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients
+from difflm.pipelines.latent_sampling import sample_latents
+
+
+MEAN = torch.tensor([0.5, -1.0, 0.0])
+FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.3, 0.5, 0.4]])
+COVARIANCE = FACTOR @ FACTOR.T
+
+
+class GaussianDenoiser(torch.nn.Module):
+    """The exact denoiser of Gaussian data; with a label, of the Gaussian moved to the class's mean."""
+
+    def __init__(self, class_means: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(latent_size=3, sigma_data=1.0)
+        self.register_buffer("mean", MEAN.clone())
+        self.register_buffer("covariance", COVARIANCE.clone())
+        self.class_means = class_means
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mean.dtype
+
+    def check_labels(self, class_labels: torch.Tensor, batch_size: int) -> None:
+        if len(class_labels) != batch_size:
+            raise ValueError("labels")
+
+    def denoise(self, noisy: torch.Tensor, sigma: Any, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+        mean = self.mean
+        if class_labels is not None and self.class_means is not None:
+            mean = self.class_means.to(noisy)[class_labels[:, 0]]
+        noise_covariance = float(sigma) ** 2 * torch.eye(3, dtype=noisy.dtype)
+        gain = torch.linalg.solve(self.covariance + noise_covariance, self.covariance)
+        return mean + (noisy - mean) @ gain
+
+    def forward(
+        self, scaled: torch.Tensor, c_noise: torch.Tensor, class_labels: Any = None, return_dict: bool = True
+    ) -> tuple[torch.Tensor]:
+        sigma = torch.exp(4 * torch.as_tensor(c_noise).double())
+        c_skip, c_out, c_in, _ = edm_coefficients(sigma, 1.0)
+        noisy = scaled / c_in
+        return ((self.denoise(noisy, sigma, class_labels) - c_skip * noisy) / c_out,)
+
+    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / 2
+
+    def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents * 2
+
+
+def generators(count: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(first, first + count)]
+
+
+def sample_gaussian(scheduler: Any, num: int = 6000, **arguments: Any) -> torch.Tensor:
+    """Standardised samples."""
+    denoiser = GaussianDenoiser(arguments.pop("class_means", None))
+    return sample_latents(denoiser, scheduler, num, generators=generators(num), **arguments) / 2
+
+
+def tiny_denoiser(**overrides: Any) -> DiffLMDenoiser:
+    torch.manual_seed(0)
+    denoiser = DiffLMDenoiser(**({"latent_size": 6, "hidden_size": 32, "num_blocks": 2} | overrides))
+    torch.nn.init.normal_(denoiser.output_projection.weight, std=0.3)
+    denoiser.set_latent_statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
+    return denoiser
+
+
+SCHEDULERS = [
+    pytest.param(lambda: KarrasVeScheduler(s_churn=0, sigma_min=0.002, sigma_max=80), id="karras"),
+    pytest.param(lambda: KarrasVeScheduler(), id="karras-churn"),
+    pytest.param(lambda: EDMEulerScheduler(sigma_data=1.0), id="euler"),
+    pytest.param(lambda: EDMDPMSolverMultistepScheduler(sigma_data=1.0), id="dpm"),
+    pytest.param(
+        lambda: EDMDPMSolverMultistepScheduler(sigma_data=1.0, algorithm_type="sde-dpmsolver++"), id="dpm-sde"
+    ),
+]
+
+
+# Tolerances: the sampling error of 6,000 rows is about 0.02 (one standard deviation of a variance of 1), plus the
+# discretisation error, which is largest for the first-order scheduler and for churn in few steps.
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "tolerance"),
+    [
+        (KarrasVeScheduler(s_churn=0, sigma_min=0.002, sigma_max=80), 50, 0.06),
+        (KarrasVeScheduler(s_churn=20, s_noise=1.0), 150, 0.07),
+        (EDMEulerScheduler(sigma_data=1.0), 200, 0.08),
+        (EDMDPMSolverMultistepScheduler(sigma_data=1.0), 50, 0.06),
+        (EDMDPMSolverMultistepScheduler(sigma_data=1.0, algorithm_type="sde-dpmsolver++"), 100, 0.07),
+    ],
+    ids=["karras", "karras-churn", "euler", "dpm", "dpm-sde"],
+)
+def test_samples_have_the_known_mean_and_covariance(scheduler: Any, steps: int, tolerance: float) -> None:
+    samples = sample_gaussian(scheduler, num_inference_steps=steps)
+    torch.testing.assert_close(samples.mean(0), MEAN, atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.T.cov(), COVARIANCE, atol=tolerance, rtol=0)
+
+
+def test_karras_loop_is_second_order() -> None:
+    """From the same noise, halving the step divides the error by about four (by two were it first order)."""
+
+    def run(steps: int) -> torch.Tensor:
+        return sample_gaussian(KarrasVeScheduler(s_churn=0), 50, num_inference_steps=steps)
+
+    exact = run(800)
+    coarse, fine = (run(steps) - exact for steps in (40, 80))
+    ratio = float(coarse.norm() / fine.norm())
+    assert 3.2 < ratio < 5
+
+
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS)
+def test_a_row_depends_on_its_generator_only(make_scheduler: Any) -> None:
+    denoiser, scheduler = tiny_denoiser(), make_scheduler()
+
+    def run(first: int, count: int, chunk_size: int) -> torch.Tensor:
+        return sample_latents(
+            denoiser,
+            scheduler,
+            count,
+            generators=generators(count, first),
+            num_inference_steps=12,
+            chunk_size=chunk_size,
+        )
+
+    together = run(0, 33, 1000)
+    assert len(torch.unique(together, dim=0)) == 33
+    torch.testing.assert_close(run(0, 33, 7), together, atol=1e-6, rtol=0)
+    for row in (0, 17, 32):
+        torch.testing.assert_close(run(row, 1, 1000)[0], together[row], atol=1e-6, rtol=0)
+
+
+def test_float32_and_float64_start_from_the_same_noise() -> None:
+    denoiser, scheduler = tiny_denoiser(), KarrasVeScheduler(s_churn=0)
+    precise = sample_latents(denoiser, scheduler, 5, generators=generators(5), num_inference_steps=20)
+    single = sample_latents(
+        denoiser, scheduler, 5, generators=generators(5), num_inference_steps=20, dtype=torch.float32
+    )
+    assert precise.dtype == single.dtype == torch.float32
+    torch.testing.assert_close(single, precise, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS)
+def test_neither_the_scheduler_nor_the_denoiser_changes(make_scheduler: Any) -> None:
+    denoiser, scheduler = tiny_denoiser().train(), make_scheduler()
+    scheduler.set_timesteps(7)
+    before = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    state = {key: repr(value) for key, value in vars(scheduler).items()}
+
+    first = sample_latents(denoiser, scheduler, 3, generators=generators(3), num_inference_steps=9)
+    again = sample_latents(denoiser, scheduler, 3, generators=generators(3), num_inference_steps=9)
+    assert torch.equal(first, again)
+    assert {key: repr(value) for key, value in vars(scheduler).items()} == state
+    assert denoiser.training
+    for name, value in denoiser.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name]), name
+
+
+def test_no_generators_means_fresh_noise() -> None:
+    denoiser, scheduler = tiny_denoiser(), KarrasVeScheduler(s_churn=0)
+    torch.manual_seed(0)
+    first = sample_latents(denoiser, scheduler, 2, num_inference_steps=5)
+    assert not torch.allclose(first, sample_latents(denoiser, scheduler, 2, num_inference_steps=5))
+    torch.manual_seed(0)
+    assert torch.equal(first, sample_latents(denoiser, scheduler, 2, num_inference_steps=5))
+
+
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS)
+def test_guidance_moves_samples_to_the_class_and_beyond(make_scheduler: Any) -> None:
+    class_means = torch.tensor([[3.0, 3.0, 1.0], [-3.0, 2.0, 0.0]])
+    labels = torch.arange(2).repeat(600)[:, None]
+
+    def class_mean(scale: float) -> torch.Tensor:
+        samples = sample_gaussian(
+            make_scheduler(), 1200, class_labels=labels, guidance_scale=scale, class_means=class_means
+        )
+        return torch.stack([samples[labels[:, 0] == label].mean(0) for label in range(2)])
+
+    torch.testing.assert_close(class_mean(1.0), class_means, atol=0.15, rtol=0)
+    # Both branches are Gaussian with one covariance, so guidance moves the mean linearly.
+    torch.testing.assert_close(class_mean(2.0), MEAN + 2 * (class_means - MEAN), atol=0.2, rtol=0)
+    torch.testing.assert_close(class_mean(0.0), MEAN.expand(2, 3), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS)
+def test_variation_goes_from_the_start_to_a_fresh_sample(make_scheduler: Any) -> None:
+    start = torch.tensor([2.0, 0.0, 1.0]).expand(300, 3)  # In latent units, twice the standardised ones.
+
+    def vary(strength: float) -> torch.Tensor:
+        return sample_latents(
+            GaussianDenoiser(),
+            make_scheduler(),
+            300,
+            generators=generators(300),
+            start_latents=start,
+            start_strength=strength,
+        )
+
+    distances = [float((vary(strength) - start).norm(dim=1).mean()) for strength in (0.0, 0.2, 0.4)]
+    assert distances[0] == 0.0
+    assert 0 < distances[1] < 0.7 * distances[2]
+    torch.testing.assert_close(vary(1.0).mean(0), 2 * MEAN, atol=0.35, rtol=0)
+
+
+def test_partial_start_has_the_exact_posterior_spread() -> None:
+    """Noising to sigma and denoising again samples p(x | noisy): its variance is known for a Gaussian."""
+    scheduler = KarrasVeScheduler(s_churn=0, sigma_min=0.002, sigma_max=80)
+    scheduler.set_timesteps(50)
+    strength = 0.5
+    sigma = float(scheduler.schedule[scheduler.timesteps[25]]) ** 0.5
+    start = torch.distributions.MultivariateNormal(MEAN, COVARIANCE).sample((4000,))
+    varied = (
+        sample_latents(
+            GaussianDenoiser(),
+            scheduler,
+            4000,
+            generators=generators(4000),
+            start_latents=2 * start,
+            start_strength=strength,
+        )
+        / 2
+    )
+    # The probability-flow ODE maps N(mean, C + sigma^2) to N(mean, C) by (C (C + sigma^2)^-1)^(1/2).
+    eigenvalues, vectors = torch.linalg.eigh(COVARIANCE)
+    shrink = (vectors * (eigenvalues / (eigenvalues + sigma**2)).sqrt()) @ vectors.T
+    expected = COVARIANCE @ shrink
+    cross = (start - start.mean(0)).T @ (varied - varied.mean(0)) / (len(start) - 1)
+    torch.testing.assert_close(cross, expected, atol=0.06, rtol=0)
+
+
+def test_callback_sees_and_replaces_latents_and_progress_counts_steps() -> None:
+    calls: list[tuple[int, range]] = []
+    totals: list[int] = []
+    updates: list[int] = []
+
+    class Bar:
+        def update(self) -> None:
+            updates.append(1)
+
+    @contextmanager
+    def progress(total: int) -> Any:
+        totals.append(total)
+        yield Bar()
+
+    def callback(step: int, timestep: torch.Tensor, values: dict[str, Any]) -> dict[str, Any] | None:
+        calls.append((step, values["rows"]))
+        assert values["latents"].shape == (len(values["rows"]), 6)
+        return {"latents": torch.zeros_like(values["latents"])} if step == 4 else None
+
+    denoiser = tiny_denoiser()
+    latents = sample_latents(
+        denoiser,
+        KarrasVeScheduler(s_churn=0),
+        5,
+        generators=generators(5),
+        num_inference_steps=5,
+        chunk_size=3,
+        progress=progress,
+        callback_on_step_end=callback,
+    )
+    assert calls == [(step, rows) for rows in (range(0, 3), range(3, 5)) for step in range(5)]
+    assert totals == [10] and len(updates) == 10
+    torch.testing.assert_close(latents, denoiser.latent_mean.expand(5, 6))  # Zeroed in the last step.
+
+
+def test_no_rows_is_no_error() -> None:
+    assert sample_latents(tiny_denoiser(), KarrasVeScheduler(), 0, generators=[]).shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 1}, "num_inference_steps"),
+        ({"generators": generators(3)}, "got 3 for 2 rows"),
+        ({"start_latents": torch.zeros(2, 6)}, "together"),
+        ({"start_strength": 0.5}, "together"),
+        ({"start_latents": torch.zeros(2, 6), "start_strength": 1.5}, "between 0 and 1"),
+        ({"start_latents": torch.zeros(1, 6), "start_strength": 0.5}, "start_latents must have shape"),
+        ({"class_labels": torch.zeros(2, 1, dtype=torch.long)}, "without class_sizes"),
+        ({"chunk_size": 0}, "chunk_size"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_latents(tiny_denoiser(), KarrasVeScheduler(), 2, **arguments)
+
+
+def test_schedulers_that_do_not_fit_are_refused_with_a_remedy() -> None:
+    with pytest.raises(TypeError, match="KarrasVeScheduler, EDMEulerScheduler"):
+        sample_latents(tiny_denoiser(), DDIMScheduler(), 2)
+    with pytest.raises(ValueError, match=r"EDMEulerScheduler\(sigma_data=1.0\)"):
+        sample_latents(tiny_denoiser(), EDMEulerScheduler(), 2)
+    with pytest.raises(ValueError, match="prediction_type"):
+        sample_latents(tiny_denoiser(), EDMEulerScheduler(sigma_data=1.0, prediction_type="v_prediction"), 2)
