@@ -212,12 +212,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
+        names = pq.read_schema(path).names
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise TableError(f"{path}: column name {repeated!r} occurs {names.count(repeated)} times: rename them")
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    names = table.schema.names
-    if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise TableError(f"{path}: column name {repeated!r} occurs {names.count(repeated)} times: rename them")
     frame = records.as_dataframe(table.to_pandas())
     for name in _rounded_integers(frame):
         if pa.types.is_integer(table.schema.field(name).type):
