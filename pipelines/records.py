@@ -203,8 +203,8 @@ class Column:
             if isinstance(value, str):
                 value = clean_text(value)
             if not is_number and not isinstance(value, str) or value not in self._category_of:
-                shown = ", ".join(map(repr, (self.categories or ())[:5]))
-                return value, f"{original!r} is not one of its {len(self._category_of)} categories ({shown}, ...)"
+                known = listed(self.categories or (), 5)
+                return value, f"{original!r} is not one of its {len(self._category_of)} categories: {known}"
             value = self._category_of[value]
         elif self.kind == "text":
             value = clean_text(as_text(value))
@@ -213,7 +213,10 @@ class Column:
     def _problem(self, value: Any) -> str | None:
         """What keeps a value of the right JSON type out of this column, or None."""
         if self.kind == "json":
-            return _violation(value, self.json_schema or {}, self.json_schema or {})
+            try:
+                return _violation(value, self.json_schema or {}, self.json_schema or {})
+            except RecursionError:
+                return "nested too deeply"
         if self.kind in ("integer", "decimal"):
             low, high = self._dtype_range
             if not low <= value <= high:
@@ -289,24 +292,20 @@ class Column:
             raise RecordParseError(self.name, "null, but no value is missing in the data of the schema")
 
     def _read_value(self, text: str, start: int) -> tuple[Any, int]:
-        found = shown(text[start : start + 20])
         if self.kind == "boolean":
             for word, value in (("true", True), ("false", False)):
                 if text.startswith(word, start):
                     return value, start + len(word)
-            raise RecordParseError(self.name, f"expected true or false, found {found}")
-        if self.kind == "null":
-            raise RecordParseError(self.name, f"expected null, found {found}")
+        if self.kind in ("boolean", "null"):
+            raise RecordParseError(self.name, _unexpected(text, start, _EXPECTED[self.kind]))
         if self.kind in ("text", "category") and text.startswith('"', start) or self.kind == "json":
             value, end = _read_json(text, start, self.name)
             if self.kind == "category" and value not in self._category_of:
                 raise RecordParseError(self.name, f"{value!r} is not one of its {len(self._category_of)} categories")
             return value, end
-        if self.kind == "text":
-            raise RecordParseError(self.name, f"expected a JSON string, found {found}")
-        match = (_INTEGER if self.kind == "integer" else _NUMBER).match(text, start)
+        match = None if self.kind == "text" else (_INTEGER if self.kind == "integer" else _NUMBER).match(text, start)
         if match is None:
-            raise RecordParseError(self.name, f"expected {_ARTICLE[self.kind]}, found {found}")
+            raise RecordParseError(self.name, _unexpected(text, start, _EXPECTED[self.kind]))
         return self._read_number(match[0]), match.end()
 
     def _read_number(self, word: str) -> Any:
@@ -555,17 +554,17 @@ class RecordSchema:
         position = 0
         for fixed, column in zip(self._fixed, self.columns, strict=False):
             if not text.startswith(fixed, position):
-                raise RecordParseError(column.name, _unexpected(fixed, text, position))
+                raise RecordParseError(column.name, _unexpected(text, position, repr(fixed)))
             record[column.name], position = column.read(text, position + len(fixed), record_format=self.record_format)
         if text[position:] != self._fixed[-1]:
-            raise RecordParseError(None, _unexpected(self._fixed[-1] or "the end", text, position))
+            raise RecordParseError(None, _unexpected(text, position, repr(self._fixed[-1] or "the end")))
         return record
 
     # ---- tables
 
     def to_records(self, data: Any) -> list[dict[str, Any]]:
         """Normalised records of a DataFrame, Dataset or list of dict; SchemaError names a row that does not fit."""
-        if isinstance(data, Sequence):
+        if isinstance(data, Sequence) and not isinstance(data, str):
             return [self._normalize_row(row, record) for row, record in enumerate(data)]
         frame = as_dataframe(data)
         lists = [frame[name].tolist() for name in frame.columns]
@@ -574,8 +573,10 @@ class RecordSchema:
             self._normalize_row(row, dict(zip(frame.columns, values, strict=True))) for row, values in enumerate(rows)
         ]
 
-    def _normalize_row(self, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    def _normalize_row(self, row: int, record: Any) -> dict[str, Any]:
         try:
+            if not isinstance(record, Mapping):
+                raise SchemaError(f"{type(record).__name__}, not a dict of column and value")
             return self.normalize(record)
         except SchemaError as error:
             raise SchemaError(f"row {row} (the first is 0): {error}") from None
@@ -724,17 +725,24 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[Any], limit: int = 12) -> str:
     names = list(names)
-    return ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return ", ".join(map(repr, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _unexpected(expected: str, text: str, position: int) -> str:
+def _unexpected(text: str, position: int, expected: str) -> str:
     found = shown(text[position : position + 20]) if position < len(text) else "the end"
-    return f"expected {expected!r} at character {position}, found {found}"
+    return f"expected {expected} at character {position}, found {found}"
 
 
-_ARTICLE = {"integer": "an integer", "decimal": "a number", "category": "a category"}
+_EXPECTED = {
+    "integer": "an integer",
+    "decimal": "a number",
+    "category": "a category",
+    "boolean": "true or false",
+    "text": "a JSON string",
+    "null": "null",
+}
 
 
 def _refuse_constant(word: str) -> Any:
@@ -839,11 +847,18 @@ _BOUNDS: dict[str, Any] = {
     "exclusiveMaximum": (float, lambda value, bound: value < bound),
     "minLength": (str, lambda value, bound: len(value) >= bound),
     "maxLength": (str, lambda value, bound: len(value) <= bound),
-    "pattern": (str, lambda value, bound: re.search(bound, value) is not None),
+    "pattern": (str, lambda value, bound: _matches(value, bound)),
     "minItems": (list, lambda value, bound: len(value) >= bound),
     "maxItems": (list, lambda value, bound: len(value) <= bound),
     "required": (dict, lambda value, bound: all(key in value for key in bound)),
 }
+
+
+def _matches(value: str, pattern: str) -> bool:
+    try:
+        return re.search(pattern, value) is not None
+    except re.error:  # JSON Schema takes JavaScript's regular expressions, a few of which Python does not know
+        return True
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -870,7 +885,7 @@ def _violation(value: Any, schema: Any, root: Mapping[str, Any]) -> str | None:
             return problem
     types = schema.get("type", ())
     types = [types] if isinstance(types, str) else types
-    if types and not any(_TYPE_TESTS[name](value) for name in types):
+    if types and not any(name in _TYPE_TESTS and _TYPE_TESTS[name](value) for name in types):
         return f"{shown(value)} is not of type {' or '.join(types)}"
     if "enum" in schema and not any(_same(value, item) for item in schema["enum"]):
         return f"{shown(value)} is not one of {shown(schema['enum'])}"
@@ -899,6 +914,10 @@ def _violation(value: Any, schema: Any, root: Mapping[str, Any]) -> str | None:
 def _wrapped_column(name: str, schema: Any, required: bool, shared: Mapping[str, Any]) -> Column:
     """One property of a user's JSON Schema as a column."""
     nested = dict(schema) if isinstance(schema, Mapping) else {}
+    branches = nested.get("anyOf", ()) if set(nested) - _ANNOTATIONS == {"anyOf"} else ()
+    branches = [item for item in branches if item != {"type": "null"}]
+    if len(branches) == 1:  # an optional field, as pydantic writes it
+        return _wrapped_column(name, branches[0], required and len(nested["anyOf"]) == 1, shared)
     plain = {key: item for key, item in nested.items() if key not in _ANNOTATIONS}
     types = plain.get("type", [])
     types = [types] if isinstance(types, str) else list(types)

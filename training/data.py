@@ -246,10 +246,12 @@ def _read_objects(path: Path, encoding: str, *, lines: bool) -> pd.DataFrame:
 
 def _load_json(text: str, place: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for key, _ in pairs:
-            if len(pairs) > len(dict(pairs)) and sum(other == key for other, _ in pairs) > 1:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
                 raise TableError(f"{place}: the key {key!r} occurs twice in an object: rename one")
-        return dict(pairs)
+            found[key] = value
+        return found
 
     try:
         return json.loads(text, object_pairs_hook=unique)

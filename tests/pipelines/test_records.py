@@ -89,7 +89,7 @@ def infer_quietly(data, **options):
 # ---- properties
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(tables(), st.sampled_from(FORMATS))
 def test_parsing_what_was_written_gives_the_normalized_record(rows, record_format):
     schema = infer_quietly(rows, record_format=record_format)
@@ -109,7 +109,7 @@ def test_parsing_what_was_written_gives_the_normalized_record(rows, record_forma
             assert json.loads(text) == normal
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(tables(), st.sampled_from(FORMATS))
 def test_segments_alternate_fixed_texts_and_values(rows, record_format):
     schema = infer_quietly(rows, record_format=record_format)
@@ -123,7 +123,7 @@ def test_segments_alternate_fixed_texts_and_values(rows, record_format):
             assert "," not in segment.text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(tables(), st.sampled_from(FORMATS))
 def test_a_schema_survives_json(rows, record_format):
     schema = infer_quietly(rows, record_format=record_format)
@@ -132,7 +132,7 @@ def test_a_schema_survives_json(rows, record_format):
     assert again.serialize(rows[0]) == schema.serialize(rows[0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(tables(), st.sampled_from(FORMATS), st.data())
 def test_a_damaged_text_is_refused_or_is_a_record(rows, record_format, data):
     schema = infer_quietly(rows, record_format=record_format)
@@ -559,8 +559,9 @@ TOOL = {
         "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
         "argument": {"$ref": "#/$defs/argument"},
         "note": {"type": "string"},
+        "limit": {"anyOf": [{"type": "integer"}, {"type": "null"}], "title": "Limit"},
     },
-    "required": ["name", "unit", "size", "count", "score", "flag", "nothing", "code", "tags", "argument"],
+    "required": ["name", "unit", "size", "count", "score", "flag", "nothing", "code", "tags", "argument", "limit"],
     "$defs": {
         "argument": {
             "type": "object",
@@ -582,15 +583,35 @@ TOOL_RECORD = {
     "tags": ["a", "b"],
     "argument": {"of": {"of": None, "kind": "x"}, "kind": "x"},
     "note": None,
+    "limit": 5,
 }
 
 
 @pytest.mark.parametrize("record_format", FORMATS)
 def test_a_json_schema_becomes_columns(record_format):
     schema = RecordSchema.from_json_schema(TOOL, record_format=record_format)
-    kinds = ["text", "category", "category", "integer", "decimal", "boolean", "null", "json", "json", "json", "text"]
-    assert [column.kind for column in schema.columns] == kinds
-    assert [column.name for column in schema.columns if column.nullable] == ["unit", "score", "nothing", "note"]
+    kinds = [
+        "text",
+        "category",
+        "category",
+        "integer",
+        "decimal",
+        "boolean",
+        "null",
+        "json",
+        "json",
+        "json",
+        "text",
+        "integer",
+    ]
+    assert [column.kind for column in schema.columns] == [*scalars, "json", "json", "json", "text", "integer"]
+    assert [column.name for column in schema.columns if column.nullable] == [
+        "unit",
+        "score",
+        "nothing",
+        "note",
+        "limit",
+    ]
     assert schema.parse(schema.serialize(TOOL_RECORD)) == TOOL_RECORD
     jsonschema.validate(TOOL_RECORD, schema.json_schema())
     jsonschema.Draft202012Validator.check_schema(schema.json_schema())
@@ -638,7 +659,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     json_values,
     st.sampled_from(
@@ -654,6 +675,7 @@ json_values = st.recursive(
             {"oneOf": [{"type": "integer"}, {"minimum": 2}]},
             {"allOf": [{"minLength": 1}, {"maxLength": 1}]},
             {"pattern": "a$"},
+            {"type": ["array", "null"], "items": {"enum": ["a", 1, 0.5]}},
             {"type": "array", "items": {"$ref": "#/definitions/x~1y"}, "definitions": {"x/y": {"type": "string"}}},
         ]
     ),
@@ -703,6 +725,23 @@ def test_a_json_schema_without_columns_is_refused(schema):
 def test_a_damaged_schema_is_refused(data, words):
     with pytest.raises(SchemaError, match=words):
         RecordSchema.from_dict(data)
+
+
+def test_a_pattern_that_python_does_not_know_is_left_to_the_grammar():
+    column = Column("a", "json", json_schema={"type": "string", "pattern": r"^\p{Lu}$"})
+    assert column.normalize("A") == "A"
+
+
+@pytest.mark.parametrize("rows", [[5], ["a"], [None]])
+def test_rows_that_are_no_dicts_are_refused(rows):
+    with pytest.raises(SchemaError, match="row 0.*not a dict"):
+        RecordSchema.infer(penguins()).to_records(rows)
+
+
+def test_nesting_without_end_is_refused():
+    schema = RecordSchema.infer([{"a": [[1]]}])
+    with pytest.raises(RecordParseError):
+        schema.parse('{"a": ' + "[" * 100_000)
 
 
 def test_an_unknown_column_is_named_with_the_known_ones():
