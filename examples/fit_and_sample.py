@@ -1,4 +1,4 @@
-"""Fit DiffLM on scikit-learn's iris table with the real weights, sample it, and compare: a few minutes on two cores."""
+"""Fit DiffLM on scikit-learn's iris table with the real weights, sample it, and compare: minutes on two cores."""
 
 import argparse
 

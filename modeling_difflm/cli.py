@@ -169,18 +169,22 @@ def _run_info(arguments: argparse.Namespace) -> int:
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """Return the newest ``checkpoint-*`` folder below ``folder``, or None."""
-    found = [path for path in Path(folder).glob("**/checkpoint-*") if path.is_dir()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """Return the newest checkpoint below a fit's folder, or None.
+
+    That is a ``checkpoint-*`` of either stage, or the finished autoencoder between the two.
+    """
+    found = [path for name in ("checkpoint-*", "fitted_autoencoder") for path in Path(folder).glob(f"**/{name}")]
+    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _interrupted(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
     if arguments.command != "fit":
         return "difflm: interrupted; nothing was written"
+    words = [word for word in argv if word not in ("--resume", "--overwrite")]
     checkpoint = last_checkpoint(arguments.output_dir)
     if checkpoint is None:
-        return "difflm: interrupted before the first checkpoint; nothing to resume"
-    words = [word for word in argv if word not in ("--resume", "--overwrite")]
+        command = shlex.join(["difflm", *words, "--overwrite"])
+        return f"difflm: interrupted before the first checkpoint; nothing to resume\nstart again with: {command}"
     command = shlex.join(["difflm", *words, "--resume"])
     return f"difflm: interrupted; the last checkpoint is {checkpoint}\nresume with: {command}"
 

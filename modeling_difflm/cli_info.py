@@ -21,10 +21,11 @@ AUTOENCODER_KEYS = (
 DENOISER_KEYS = ("hidden_size", "num_blocks", "class_names")
 TRAINING_KEYS = (
     "fit_seconds",
+    "rows",
     "rows_seen",
     "reconstruction_own_latent",
     "reconstruction_shuffled_latent",
-    "peak_memory_mib",
+    "kl",
 )
 # Longest header that safetensors itself accepts: more means that this is no such file.
 MAX_HEADER_BYTES = 100_000_000
@@ -163,7 +164,7 @@ def _column_line(column: dict[str, Any]) -> str:
     elif column.get("minimum") is not None:
         details.append(f"{column['minimum']} to {column['maximum']}")
     if column.get("decimals"):
-        details.append(f"{column['decimals']} decimals")
+        details.append(f"{column['decimals']} decimal{'s' if column['decimals'] > 1 else ''}")
     if column.get("max_length"):
         details.append(f"at most {column['max_length']} characters")
     if column.get("nullable"):

@@ -23,13 +23,6 @@ def _positive_int(text: str) -> int:
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
-    return value
-
-
 def _temperature(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
@@ -92,8 +85,8 @@ def _add_fit(commands: Any) -> None:
         "--preset",
         choices=("tiny", "small", "paper"),
         default="small",
-        help="tiny: little networks, to try things out; small: SmolLM2-135M and MiniLM, fits on two CPU cores; "
-        "paper: Mistral-7B-Instruct and BERT with the paper's sizes, needs a large GPU",
+        help="tiny: SmolLM2-135M and MiniLM, few epochs, at most 5 minutes; small: the same models, at most 40 epochs "
+        "and 60 minutes; paper: Mistral-7B-Instruct and BERT in the paper's sizes, needs a large GPU",
     )
     models.add_argument(
         "--encoder",
@@ -120,7 +113,8 @@ def _add_fit(commands: Any) -> None:
         "--condition-columns",
         nargs="+",
         metavar="COLUMN",
-        help="category columns that sampling may fix with --condition; none: no column (default: chosen from DATA)",
+        help="columns that the diffusion model learns to follow in --condition; none: no column "
+        "(default: numbers, booleans and categories of up to 64 values)",
     )
     columns.add_argument(
         "--text-columns",
@@ -130,13 +124,13 @@ def _add_fit(commands: Any) -> None:
     )
     training = fit.add_argument_group("training")
     training.add_argument(
-        "--epochs", type=_positive_float, metavar="N", help="passes over the table (default: the preset's)"
+        "--epochs", type=_positive_float, metavar="N", help="most passes over the table (default: the preset's)"
     )
     training.add_argument(
         "--max-minutes",
         type=_positive_float,
         metavar="MINUTES",
-        help="time limit for both stages together, in minutes (default: none beyond the preset's epochs)",
+        help="time limit of both stages together, in minutes (default: the preset's)",
     )
     training.add_argument(
         "--batch-size", type=_positive_int, metavar="N", help="records in one training step (default: the preset's)"
@@ -144,7 +138,7 @@ def _add_fit(commands: Any) -> None:
     training.add_argument(
         "--validation",
         metavar="FILE",
-        help="table of held-out records (default: a part of DATA is held out)",
+        help="table of held-out records (default: a tenth of DATA, at most 1000 records, is held out)",
     )
     training.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
     training.add_argument(
@@ -187,13 +181,10 @@ def _add_sample(commands: Any) -> None:
     sample.add_argument(
         "--top-p",
         type=_probability,
-        default=1.0,
         metavar="P",
-        help="keep the likeliest tokens of total probability P",
+        help="keep the likeliest tokens of total probability P (default: all)",
     )
-    sample.add_argument(
-        "--top-k", type=_count, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all"
-    )
+    sample.add_argument("--top-k", type=_positive_int, metavar="K", help="keep the K likeliest tokens (default: all)")
     sample.add_argument(
         "--steps", type=_positive_int, default=50, metavar="N", help="denoising steps of the diffusion model"
     )

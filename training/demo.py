@@ -40,7 +40,7 @@ MAX_NULL_RATE_DIFFERENCE = 5.0
 FIT_MINUTES = 8.0
 BATCH_SIZE = 100
 UNCONSTRAINED_SAMPLES = 100
-PACKAGES = ("difflm", "torch", "transformers", "diffusers", "xgrammar", "sdmetrics", "numpy", "pandas")
+PACKAGES = ("difflm", "torch", "transformers", "diffusers", "llguidance", "sdmetrics", "numpy", "pandas")
 
 
 @dataclass(frozen=True)

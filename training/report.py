@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Blue and orange stay apart for every kind of colour vision and in print.
-REAL, SYNTHETIC, INK, FAINT = "#3b6ea5", "#e07b39", "#22303c", "#d9e0e6"
+REAL, SYNTHETIC, THIRD, INK, FAINT = "#3b6ea5", "#e07b39", "#5b9279", "#22303c", "#d9e0e6"
 MAX_CATEGORIES = 8
+MAX_MARKERS = 40
 STYLE = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
@@ -42,8 +43,23 @@ STYLE = {
     # The same report, byte for byte, from the same figures.
     "svg.hashsalt": "difflm",
 }
-# Entries of a training history that are no loss.
-NOT_A_LOSS = {"step", "seconds", "beta", "kl", "epoch", "learning_rate", "rows_seen", "grad_norm"}
+# What of a training history is drawn, plot by plot: title, unit, entry to its label. Without any entry, no plot.
+AUTOENCODER_PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (
+        "Autoencoder: reconstruction",
+        "nats per record",
+        {
+            "reconstruction": "training",
+            "eval_reconstruction": "held out, own latent",
+            "eval_reconstruction_shuffled": "held out, another's latent",
+        },
+    ),
+    ("Autoencoder: KL to the prior", "nats per record", {"kl": "training", "eval_kl": "held out"}),
+    ("Autoencoder: weight of the KL", "beta", {"beta": "beta"}),
+)
+DENOISER_PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("Denoiser: diffusion loss", "EDM loss", {"train_loss": "training", "validation_loss": "held out"}),
+)
 
 
 @dataclass(frozen=True)
@@ -213,56 +229,43 @@ def _series(history: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float]
     return [float(step) for step, _ in points], [float(value) for _, value in points]
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], keys: Sequence[str], ylabel: str, log: bool = False) -> str:
-    """Draw entries of a training history over steps, as a ``data:image/svg+xml`` URI."""
+def plot_history(history: Sequence[Mapping[str, Any]], labels: Mapping[str, str], unit: str) -> str:
+    """Draw entries of a training history over steps, as a ``data:image/svg+xml`` URI.
+
+    Parameters
+    ----------
+    history
+        One mapping per log entry, each with its ``step``.
+    labels
+        Entry to its name in the legend. Entries measured on held-out records get markers: they are few.
+    unit
+        Of the vertical axis, which is logarithmic for ``beta``.
+    """
     figure, axes = _new_figure(5.2, 3.0)
-    colours = (REAL, SYNTHETIC, "#5b9279", "#8a6fb0", "#b05f6d")
-    for index, key in enumerate(keys):
+    for colour, (key, label) in zip((REAL, SYNTHETIC, THIRD), labels.items(), strict=False):
         steps, values = _series(history, key)
-        measured = key.startswith(("eval", "validation"))
-        axes.plot(
-            steps,
-            values,
-            lw=1.8,
-            color=colours[index % 5],
-            marker="o" if measured else None,
-            ms=4,
-            label=key.replace("_", " "),
-        )
-    if log:
+        marker = "o" if label.startswith("held out") and len(steps) < MAX_MARKERS else None
+        if steps:
+            axes.plot(steps, values, lw=1.8, color=colour, marker=marker, ms=4, label=label)
+    if unit == "beta":
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.set_ylabel(ylabel)
-    axes.legend(fontsize=9)
+    axes.set_ylabel(unit)
+    if len(labels) > 1:
+        axes.legend(fontsize=9)
     return _inline(figure)
-
-
-def _loss_keys(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = dict.fromkeys(key for entry in history for key in entry)
-    numbers = (int, float)
-    return [
-        key for key in keys if key not in NOT_A_LOSS and any(isinstance(entry.get(key), numbers) for entry in history)
-    ]
 
 
 def _training_plots(contents: ReportContents) -> list[dict[str, str]]:
     plots = []
-    history = contents.autoencoder_history
-    losses = [key for key in _loss_keys(history) if key != "loss" or "reconstruction" not in _loss_keys(history)]
-    if losses:
-        plots.append(
-            {"title": "Autoencoder: reconstruction", "source": plot_history(history, losses, "nats per record")}
-        )
-    for key, title, unit in (
-        ("kl", "Autoencoder: KL to the prior", "nats per record"),
-        ("beta", "Autoencoder: weight of the KL", "beta"),
+    for history, wanted in (
+        (contents.autoencoder_history, AUTOENCODER_PLOTS),
+        (contents.denoiser_history, DENOISER_PLOTS),
     ):
-        if any(entry.get(key) for entry in history):
-            plots.append({"title": title, "source": plot_history(history, [key], unit, log=key == "beta")})
-    if keys := _loss_keys(contents.denoiser_history):
-        plots.append(
-            {"title": "Denoiser: diffusion loss", "source": plot_history(contents.denoiser_history, keys, "EDM loss")}
-        )
+        for title, unit, labels in wanted:
+            present = {key: label for key, label in labels.items() if _series(history, key)[0]}
+            if present:
+                plots.append({"title": title, "source": plot_history(history, present, unit)})
     return plots
 
 

@@ -105,7 +105,7 @@ def stand_ins(monkeypatch, penguins):
             "fit_seconds": 61.0,
             "rows_seen": 1234,
             "autoencoder_history": [{"step": 1, "loss": 3.0, "reconstruction": 2.0}],
-            "denoiser_history": [{"step": 1, "loss": 1.0}],
+            "denoiser_history": [{"step": 1, "train_loss": 1.0}],
         }
         (folder / "training_log.json").write_text(json.dumps(log))
         latents = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)

@@ -63,9 +63,9 @@ def contents():
         autoencoder_history=[
             {"step": 10, "seconds": 1.0, "loss": 20.0, "reconstruction": 19.0, "kl": 10.0, "beta": 0.1},
             {"step": 20, "seconds": 2.0, "loss": 10.0, "reconstruction": 9.0, "kl": 12.0, "beta": 0.05},
-            {"step": 20, "eval_reconstruction": 9.5, "note": "no number"},
+            {"step": 20, "eval_reconstruction": 9.5, "eval_runtime": 3.0},
         ],
-        denoiser_history=[{"step": 100, "loss": 0.5}, {"step": 200, "loss": 0.4, "validation_loss": None}],
+        denoiser_history=[{"step": 100, "train_loss": 0.5}, {"step": 200, "train_loss": 0.4, "validation_loss": None}],
         figures={"mean shape error": "4.2 %", "rows seen": 12345, "nats": 3.14159, "ok": True},
         checks=[Check("a promise", True, "kept"), Check("another", False, "broken")],
         records=[{"mass": 1, "species": None, HOSTILE: HOSTILE}],
