@@ -194,7 +194,9 @@ class Posterior:
         per_dimension = 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
         if free_bits > 0:
             batch_mean = per_dimension.mean(dim=0, keepdim=True)
-            per_dimension = torch.where(batch_mean < free_bits, torch.full_like(per_dimension, free_bits), per_dimension)
+            per_dimension = torch.where(
+                batch_mean < free_bits, torch.full_like(per_dimension, free_bits), per_dimension
+            )
         return per_dimension.sum(dim=-1)
 
 
@@ -423,7 +425,10 @@ class DiffLMModel(PreTrainedModel):
             decoder_fingerprint=decoder_fingerprint(decoder),
             embedding_std=float(decoder.get_input_embeddings().weight[:4096].float().std()),
             **_probe_cache(decoder, config_kwargs.get("injection", DiffLMConfig.injection)),
-            **{"bos_token_id": _first_id(text_config.bos_token_id), "eos_token_id": _first_id(text_config.eos_token_id)}
+            **{
+                "bos_token_id": _first_id(text_config.bos_token_id),
+                "eos_token_id": _first_id(text_config.eos_token_id),
+            }
             | config_kwargs,
         )
         model = cls(config, encoder=encoder)
@@ -697,7 +702,9 @@ def _prepare_encoder(config: DiffLMConfig, encoder: PreTrainedModel | None) -> P
 
 def _decoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
     names = ("name_or_path", "revision", "gguf_file", "dtype", "quantization_config", "attn_implementation")
-    return {f"decoder_{name}": config[f"decoder_{name}"] for name in names if config.get(f"decoder_{name}") is not None}
+    return {
+        f"decoder_{name}": config[f"decoder_{name}"] for name in names if config.get(f"decoder_{name}") is not None
+    }
 
 
 def load_decoder(

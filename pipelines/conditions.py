@@ -44,7 +44,9 @@ class ColumnCondition:
     def holds(self, value: Any) -> bool:
         """Whether a record's value satisfies the condition."""
         if self.values is not None:
-            return any(value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.values)
+            return any(
+                value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.values
+            )
         return value is not None and self.minimum <= value <= self.maximum
 
 
@@ -115,7 +117,9 @@ def _check_value(column: Any, value: Any) -> Any:
                 raise ConditionError(f"{column.name!r} holds integers: {value!r} is none.")
             return int(value)
         if column.decimals is not None and abs(round(value, column.decimals) - value) > 1e-9 * max(1.0, abs(value)):
-            raise ConditionError(f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them.")
+            raise ConditionError(
+                f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them."
+            )
         return float(value)
     if column.kind == "text" and not isinstance(value, str):
         raise ConditionError(f"{column.name!r} is text: the condition must be a string, not {value!r}.")
@@ -205,7 +209,18 @@ class ConditionEncoder:
             dtype=torch.long,
         ).reshape(len(records), len(self.classes))
 
-    def condition_labels(self, condition: Mapping[str, ColumnCondition], generators: Sequence[torch.Generator]) -> Tensor:
+    def partial_labels(self, records: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Class labels of records that lack some columns, which get the null class, ``[records, columns]``."""
+        labels = torch.tensor(self.class_sizes).repeat(len(records), 1)
+        for row, record in enumerate(records):
+            for position, name in enumerate(self.names):
+                if name in record:
+                    labels[row, position] = self._label(position, record[name])
+        return labels
+
+    def condition_labels(
+        self, condition: Mapping[str, ColumnCondition], generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Labels that agree with a condition, one row per generator; free columns get the null class.
 
         Where a condition allows several classes, each row draws one by its share of the training records.

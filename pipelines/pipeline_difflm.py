@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
-from .decoding import RecordConstraint, RecordLogitsProcessor, RowRandom, ValueSpec
+from .decoding import RecordConstraint, ValueSpec
 from .fast_decoding import decode_rows
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
 from .records import RecordParseError, RecordSchema
+from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
 
 
 MODEL_INDEX_CLASSES = {"autoencoder": "modeling_difflm", "denoiser": "modeling_denoiser"}
@@ -70,7 +71,9 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         # One JSON text each: diffusers takes lists in model_index.json for components.
         self.register_to_config(
             record_schema=dict(record_schema),
-            condition_classes={"classes": condition_classes} if isinstance(condition_classes, list) else condition_classes,
+            condition_classes={"classes": condition_classes}
+            if isinstance(condition_classes, list)
+            else condition_classes,
             max_new_tokens=max_new_tokens,
         )
         self.schema = RecordSchema.from_dict(record_schema)
@@ -90,8 +93,8 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         condition: Mapping[str, Any] | None = None,
         guidance_scale: float = 1.0,
         temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         constrained: bool = True,
         fast: bool = True,
         num_inference_steps: int = 50,
@@ -122,8 +125,8 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
             Column to a value, a list of values, ``None`` (missing) or a ``(low, high)`` tuple: holds in every record.
         guidance_scale : float, default 1.0
             Classifier-free guidance towards ``condition``; 1 is the plain conditional distribution.
-        temperature, top_k, top_p : float, int, float, default 1.0, 0, 1.0
-            Of the decoder's tokens; 0 (top_k) and 1.0 (top_p) keep all. A temperature of 0 takes the likeliest token.
+        temperature, top_k, top_p : float, int, float, default 1.0, None, None
+            Of the decoder's tokens; None keeps all. A temperature of 0 takes the likeliest token.
         constrained : bool, default True
             Only tokens that can become a valid record are drawn. False: the decoder writes freely and invalid texts
             are resampled (the paper's way).
@@ -164,7 +167,8 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         ValueError
             If an argument is out of range; ``ConditionError`` if a condition cannot hold.
         """
-        _check_arguments(num_samples, seed, temperature, top_k, top_p, max_attempts, batch_size, output_type, first_row)
+        check_sampling_options(temperature, top_k, top_p)
+        _check_arguments(num_samples, seed, max_attempts, batch_size, output_type, first_row)
         if seed is None:
             seed = int(torch.randint(2**31, (1,), generator=generator).item())
         if latents is not None and latents.shape != (num_samples, self.denoiser.config.latent_size):
@@ -174,12 +178,14 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         conditions = check_condition(condition or {}, self.schema.columns)
         checks = _acceptance_checks(accept)
         if exclude_training_copies and not self.denoiser.config.num_record_digests:
-            raise ValueError("This checkpoint stores no digests of its training records: fit it again to exclude copies.")
+            raise ValueError(
+                "This checkpoint stores no digests of its training records: fit it again to exclude copies."
+            )
         digests = _digest_set(self.denoiser) if exclude_training_copies else frozenset()
         report = SamplingReport(requested=num_samples)
         done: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
         owner: dict[str, int] = {}
-        pending = {row: 0 for row in range(num_samples)}
+        pending = dict.fromkeys(range(num_samples), 0)
         latent_options = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -192,11 +198,16 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
                 if latents is not None:
                     batch_latents = latents[rows].to(self.denoiser.device)
                 else:
-                    batch_latents = self._sample_latents(randoms, conditions, **latent_options)
+                    labels = self._condition_labels(conditions, randoms)
+                    batch_latents = self._sample_latents(randoms, labels, **latent_options)
                 if output_type == "latent":
-                    return DiffLMPipelineOutput(latents=batch_latents, seed=seed, report=report) if return_dict else (
-                        batch_latents,
-                        report,
+                    return (
+                        DiffLMPipelineOutput(latents=batch_latents, seed=seed, report=report)
+                        if return_dict
+                        else (
+                            batch_latents,
+                            report,
+                        )
                     )
                 texts = self._decode(
                     batch_latents,
@@ -258,16 +269,24 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         for start in range(0, num_samples, batch_size):
             yield self(min(batch_size, num_samples - start), first_row=first_row + start, **kwargs)
 
-    def _sample_latents(
-        self, randoms: Sequence[RowRandom], conditions: Mapping[str, ColumnCondition], **options: Any
-    ) -> Tensor:
+    def row_randoms(self, seed: int, num_rows: int, first_row: int = 0, attempt: int = 0) -> list[RowRandom]:
+        """The random numbers of rows ``first_row`` and on."""
+        return [RowRandom(seed, first_row + row, attempt) for row in range(num_rows)]
+
+    def _sample_latents(self, randoms: Sequence[RowRandom], labels: Tensor | None = None, **options: Any) -> Tensor:
         generators = [random.latent_generator() for random in randoms]
-        labels = None
-        if any(name in conditions for name in self.condition_encoder.names):
-            labels = self.condition_encoder.condition_labels(conditions, generators)
         return sample_latents(
             self.denoiser, self.scheduler, len(randoms), generators=generators, class_labels=labels, **options
         )
+
+    def _condition_labels(
+        self, conditions: Mapping[str, ColumnCondition], randoms: Sequence[RowRandom]
+    ) -> Tensor | None:
+        if not any(name in conditions for name in self.condition_encoder.names):
+            return None
+        # A stream of its own, so that a label's draw does not shift the latent's noise.
+        generators = [RowRandom(random.seed + 1, random.row, random.attempt).latent_generator() for random in randoms]
+        return self.condition_encoder.condition_labels(conditions, generators)
 
     def _decode(
         self,
@@ -276,7 +295,6 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         conditions: Mapping[str, ColumnCondition],
         *,
         given: Sequence[Mapping[str, Any]] | None,
-        constrained: bool,
         fast: bool,
         batch_size: int | None,
         on_rows_done: Callable[[int], Any] | None = None,
@@ -290,34 +308,37 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
             given_texts = [
                 {name: self.schema.value_text(name, value) for name, value in values.items()} for values in given
             ]
+        # The fast loop refills its batch as rows finish: it gets several batches at a time.
+        chunk = batch_size * 8 if fast else batch_size
         texts: list[str] = []
-        for start in range(0, len(latents), batch_size):
-            rows = slice(start, start + batch_size)
+        for start in range(0, len(latents), chunk):
+            rows = slice(start, start + chunk)
+            chunk_latents = latents[rows].to(self.autoencoder.device)
             row_given = None if given_texts is None else given_texts[rows]
-            if fast and constrained:
+            if fast:
                 tokens = decode_rows(
                     self.autoencoder.decoder,
-                    self.autoencoder.inject(latents[rows].to(self.autoencoder.device)),
+                    self.autoencoder.inject(chunk_latents),
                     constraint,
                     randoms[rows],
+                    choose=choose_tokens,
                     given_texts=row_given,
+                    batch_size=batch_size,
+                    max_new_tokens=self.config.max_new_tokens,
+                    on_rows_done=on_rows_done,
                     **sampling,
                 )
             else:
-                processor = RecordLogitsProcessor(
-                    constraint, randoms[rows], constrained=constrained, given_texts=row_given, **sampling
-                )
-                ids = self.autoencoder.generate(
-                    latents[rows].to(self.autoencoder.device),
+                processor = RecordLogitsProcessor(constraint, randoms[rows], given_texts=row_given, **sampling)
+                tokens = self.autoencoder.generate(
+                    chunk_latents,
                     logits_processor=LogitsProcessorList([processor]),
                     do_sample=False,
                     max_new_tokens=self.config.max_new_tokens,
-                )
-                tokens = ids.tolist()
-            written = [constraint.text(row) for row in tokens]
-            texts.extend(written)
-            if on_rows_done is not None:
-                on_rows_done(len(written))
+                ).tolist()
+                if on_rows_done is not None:
+                    on_rows_done(len(tokens))
+            texts.extend(constraint.text(row) for row in tokens)
         return texts
 
     def constraint(self, conditions: Mapping[str, ColumnCondition] | None = None) -> RecordConstraint:
@@ -465,6 +486,7 @@ def _digest_set(denoiser: Any) -> frozenset[bytes]:
 def _component_class(library: str, name: str) -> Any:
     # By string: in a published repository this file runs without difflm.
     module = f"difflm.{library}" if library in MODEL_INDEX_CLASSES.values() else library
+    module = "diffusers" if module == "deprecated" else module
     return getattr(importlib.import_module(module), name)
 
 
@@ -501,9 +523,6 @@ class _PanderaCheck:
 def _check_arguments(
     num_samples: int,
     seed: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     max_attempts: int = 1,
     batch_size: int | None = None,
     output_type: str = "records",
@@ -517,9 +536,5 @@ def _check_arguments(
         raise ValueError(f"first_row must be at least 0, not {first_row}.")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise ValueError(f"seed must be an integer, not {seed!r}.")
-    if temperature < 0:
-        raise ValueError(f"temperature must be at least 0, not {temperature}.")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], not {top_k} and {top_p}.")
     if output_type not in ("records", "pandas", "dataset", "latent"):
         raise ValueError(f"output_type={output_type!r} is not one of records, pandas, dataset, latent.")

@@ -65,15 +65,18 @@ class RecordEditingMixin:
         return self(len(latents), latents=latents, seed=seed, **kwargs)
 
     def _noised_and_denoised(
-        self: Any, latents: Tensor, strength: float, seed: int, options: Mapping[str, Any], labels: Tensor | None = None
+        self: Any,
+        latents: Tensor,
+        strength: float,
+        seed: int,
+        options: Mapping[str, Any],
+        labels: Tensor | None = None,
     ) -> Tensor:
-        generators = [random.latent_generator() for random in self.row_randoms(seed, len(latents))]
-        return self.sample_latents(
-            len(latents),
-            generators=generators,
+        return self._sample_latents(
+            self.row_randoms(seed, len(latents)),
+            labels,
             start_latents=latents,
             start_strength=strength,
-            class_labels=labels,
             num_inference_steps=options.get("num_inference_steps", 50),
             guidance_scale=options.get("guidance_scale", 1.0),
         )
@@ -101,7 +104,12 @@ class RecordEditingMixin:
         return self(num_steps, latents=self.denoiser.unstandardize(path), **kwargs)
 
     def impute(
-        self: Any, records: Sequence[Mapping[str, Any]], strength: float = 0.5, *, seed: int | None = None, **kwargs: Any
+        self: Any,
+        records: Sequence[Mapping[str, Any]],
+        strength: float = 0.5,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Fill the missing cells of records; given cells are kept exactly.
 
@@ -124,12 +132,14 @@ class RecordEditingMixin:
         seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
         labels = self.condition_encoder.partial_labels(known) if self.condition_encoder.classes else None
         latents = self._noised_and_denoised(self._encode_texts(texts), strength, seed, kwargs, labels)
-        return self(len(latents), latents=latents, given=known, fill_given=True, seed=seed, **kwargs)
+        return self(len(latents), latents=latents, given=known, seed=seed, **kwargs)
 
     def _given_cells(self: Any, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [name for name in record if name not in self.schema.names]
         if unknown:
-            raise ValueError(f"Record {row} has the unknown column {unknown[0]!r}; known: {', '.join(self.schema.names)}.")
+            raise ValueError(
+                f"Record {row} has the unknown column {unknown[0]!r}; known: {', '.join(self.schema.names)}."
+            )
         return {
             name: self.schema.column(name).normalize(value)
             for name, value in record.items()

@@ -47,6 +47,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Only of use with an accelerator."})
     report_to: str = field(default="none", metadata={"help": "Integrations to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records themselves."})
     beta_schedule: str = field(
@@ -67,8 +68,6 @@ class AutoencoderTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta_schedule not in ("decreasing", "cyclical", "constant"):
-            raise ValueError(
-                f"beta_schedule={self.beta_schedule!r} is not one of decreasing, cyclical, constant."
-            )
+            raise ValueError(f"beta_schedule={self.beta_schedule!r} is not one of decreasing, cyclical, constant.")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes must be positive, not {self.max_minutes}.")

@@ -48,7 +48,9 @@ class FitFolder:
         finished = (self.path / "model_index.json").is_file()
         if ours and not (resume or overwrite):
             remedy = "overwrite it (--overwrite)" if finished else "resume it (--resume) or overwrite it (--overwrite)"
-            raise FileExistsError(f"{self.path} holds {'a fitted pipeline' if finished else 'an unfinished fit'}: {remedy}.")
+            raise FileExistsError(
+                f"{self.path} holds {'a fitted pipeline' if finished else 'an unfinished fit'}: {remedy}."
+            )
         if resume and not overwrite:
             if not ours:
                 raise FileNotFoundError(f"{self.path} holds no fit to resume: leave --resume out to start one.")

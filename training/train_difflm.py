@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,7 +206,9 @@ def fit(
     pipeline = DiffLMPipeline(
         autoencoder=model.eval(),
         denoiser=denoiser.eval(),
-        scheduler=KarrasVeScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=10.0, s_noise=1.0, s_min=0.05, s_max=50.0),
+        scheduler=KarrasVeScheduler(
+            sigma_min=0.002, sigma_max=80.0, s_churn=10.0, s_noise=1.0, s_min=0.05, s_max=50.0
+        ),
         encoder_tokenizer=encoder_tokenizer,
         decoder_tokenizer=decoder_tokenizer,
         record_schema=schema.to_dict(),

@@ -1,0 +1,159 @@
+"""Session-scoped tiny models and tables; no test reaches a network."""
+
+from __future__ import annotations
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from difflm.modeling_difflm import DiffLMModel
+
+
+BOS, EOS = "<s>", "</s>"
+
+
+def byte_tokenizer(specials: list[str], **kwargs: object) -> PreTrainedTokenizerFast:
+    """One token per byte; special tokens first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if "[CLS]" in specials:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def decoder_tokenizer() -> PreTrainedTokenizerFast:
+    # As SmolLM2's: the pad token is the EOS token.
+    return byte_tokenizer([BOS, EOS], bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=512)
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer(
+        ["[PAD]", "[CLS]", "[SEP]"], pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=512
+    )
+
+
+def tiny_decoder(seed: int = 0, **kwargs: object) -> LlamaForCausalLM:
+    """A grouped-query Llama of two layers, fp32."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | kwargs)).eval()
+
+
+def tiny_encoder(seed: int = 0) -> BertModel:
+    """A BERT of two layers, without dropout, so that training is a function of the seed."""
+    torch.manual_seed(seed)
+    return BertModel(
+        BertConfig(
+            vocab_size=259,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory, decoder_tokenizer, encoder_tokenizer) -> dict[str, str]:
+    """Folders of a tiny encoder and a tiny decoder with their tokenizers, as ``from_pretrained`` wants them."""
+    root = tmp_path_factory.mktemp("models")
+    for name, model, tokenizer in (
+        ("encoder", tiny_encoder(), encoder_tokenizer),
+        ("decoder", tiny_decoder(), decoder_tokenizer),
+    ):
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {"encoder": str(root / "encoder"), "decoder": str(root / "decoder")}
+
+
+@pytest.fixture
+def tiny_model(model_folders: dict[str, str]) -> DiffLMModel:
+    """A fresh tiny model per test, KV memory, fp32."""
+    torch.manual_seed(0)
+    return DiffLMModel.from_encoder_decoder(
+        model_folders["encoder"],
+        model_folders["decoder"],
+        decoder_dtype="float32",
+        latent_size=8,
+        num_injection_tokens=3,
+        injection_hidden_size=32,
+        injection_token_size=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_table() -> pd.DataFrame:
+    """60 rows with a category, an integer, a nullable decimal and a boolean; size depends on kind."""
+    rng = np.random.default_rng(0)
+    kind = rng.choice(["cat", "dog"], size=60)
+    weight = np.where(kind == "dog", 20.0, 4.0) + rng.normal(0, 1, 60).round(1)
+    weight[::10] = np.nan
+    return pd.DataFrame(
+        {
+            "kind": kind,
+            "age": rng.integers(1, 15, 60),
+            "weight": weight.round(1),
+            "tame": rng.random(60) < 0.7,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, str], small_table: pd.DataFrame):
+    """A pipeline fitted for a few steps on ``small_table``, with its folder: (pipeline, folder)."""
+    from difflm.training.presets import Preset
+    from difflm.training.train_difflm import fit
+
+    folder = tmp_path_factory.mktemp("fitted") / "out"
+    pipeline = fit(small_table, folder, preset=tiny_preset(model_folders), show_progress=False)
+    assert isinstance(tiny_preset(model_folders), Preset)
+    return pipeline, folder
+
+
+def tiny_preset(model_folders: dict[str, str]):
+    """Settings of a fit that takes a few seconds."""
+    from difflm.training.presets import Preset
+
+    return Preset(
+        encoder=model_folders["encoder"],
+        decoder=model_folders["decoder"],
+        epochs=2.0,
+        max_minutes=None,
+        batch_size=8,
+        denoiser_steps=20,
+        model={
+            "decoder_dtype": "float32",
+            "latent_size": 8,
+            "num_injection_tokens": 3,
+            "injection_hidden_size": 32,
+            "injection_token_size": 16,
+        },
+        denoiser={"hidden_size": 32, "num_blocks": 2},
+    )
