@@ -105,8 +105,9 @@ def sample_latents(
         return start_latents.to(device=device, dtype=torch.float32, copy=True)
     if dtype is None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
-    # A copy, because changing the dtype or the mode of the caller's module would leak out of this call.
-    network = copy.deepcopy(denoiser).to(dtype).eval()
+    # A copy, because changing the dtype or the mode of the caller's module would leak out of this call. nn.Module's
+    # own `to`, because that of diffusers warns of the precision of the statistics, which is not lowered here.
+    network = torch.nn.Module.to(copy.deepcopy(denoiser), dtype).eval()
 
     output = torch.empty(num, latent_size, device=device, dtype=torch.float32)
     starts = range(0, num, chunk_size)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients, edm_loss_weight
 
 
-def make_denoiser(*, trained: bool = True, **overrides: object) -> DiffLMDenoiser:
+def make_denoiser(*, trained: bool = True, **overrides: Any) -> DiffLMDenoiser:
     torch.manual_seed(0)
     arguments = {"latent_size": 8, "hidden_size": 32, "num_blocks": 2} | overrides
     denoiser = DiffLMDenoiser(**arguments).eval()
@@ -99,7 +100,7 @@ def test_labels_for_an_unconditional_denoiser_are_refused() -> None:
         ({"class_sizes": [2], "class_names": ["a", "b"]}, "class_names"),
     ],
 )
-def test_bad_sizes_are_named(arguments: dict[str, object], message: str) -> None:
+def test_bad_sizes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_denoiser(**arguments)
 

@@ -1,5 +1,6 @@
 """sample_latents: exact answers on a Gaussian, independence of rows, guidance, variation."""
 
+import logging
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,9 @@ COVARIANCE = FACTOR @ FACTOR.T
 
 class GaussianDenoiser(torch.nn.Module):
     """The exact denoiser of Gaussian data; with a label, of the Gaussian moved to the class's mean."""
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
 
     def __init__(self, class_means: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -174,6 +178,19 @@ def test_neither_the_scheduler_nor_the_denoiser_changes(make_scheduler: Any) -> 
         assert value.dtype == before[name].dtype and torch.equal(value, before[name]), name
 
 
+def test_sampling_logs_no_warning() -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(handler)
+    try:
+        sample_latents(tiny_denoiser(), EDMEulerScheduler(sigma_data=1.0), 2, num_inference_steps=3)
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
 def test_no_generators_means_fresh_noise() -> None:
     denoiser, scheduler = tiny_denoiser(), KarrasVeScheduler(s_churn=0)
     torch.manual_seed(0)
@@ -222,7 +239,7 @@ def test_variation_goes_from_the_start_to_a_fresh_sample(make_scheduler: Any) ->
 
 def test_partial_start_has_the_exact_posterior_spread() -> None:
     """Noising to sigma and denoising again samples p(x | noisy): its variance is known for a Gaussian."""
-    scheduler = KarrasVeScheduler(s_churn=0, sigma_min=0.002, sigma_max=80)
+    scheduler: Any = KarrasVeScheduler(s_churn=0, sigma_min=0.002, sigma_max=80)
     scheduler.set_timesteps(50)
     strength = 0.5
     sigma = float(scheduler.schedule[scheduler.timesteps[25]]) ** 0.5
