@@ -181,7 +181,7 @@ def test_neither_the_scheduler_nor_the_denoiser_changes(make_scheduler: Any) -> 
 def test_sampling_logs_no_warning() -> None:
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger("diffusers")
     logger.addHandler(handler)
     try:
