@@ -1,5 +1,5 @@
-# make demo   fit a DiffLM on a real table with real weights, sample it, write demo/report.html   (about 12 minutes)
-# make test   every test, with coverage                                                           (about 10 minutes)
+# make demo   fit a DiffLM on a real table with real weights, sample it, write demo/report.html
+# make test   every test, with coverage
 # make lint   ruff and mypy
 # Each creates .venv when it is missing. Options for pip: make test PIP_ARGS="--extra-index-url ..."
 

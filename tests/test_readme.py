@@ -1,0 +1,111 @@
+"""The README's code and commands, and the examples, run: with tiny models instead of the default ones."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm import cli_parser
+
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = re.findall(rf"^    ({program} .*)$", README, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture
+def tiny_fit(monkeypatch, model_folders):
+    """Give ``fit`` tiny models and few steps, whatever it is called with; the calls are returned."""
+    from difflm.training import train_difflm
+
+    real_fit, calls = train_difflm.fit, []
+
+    def fit(data, output_dir, **keywords):
+        calls.append(keywords)
+        tiny = {
+            "encoder": model_folders["encoder"],
+            "decoder": model_folders["decoder"],
+            "epochs": 1,
+            "show_progress": False,
+            "model_kwargs": {
+                "decoder_dtype": "float32",
+                "latent_size": 8,
+                "num_injection_tokens": 2,
+                "injection_hidden_size": 16,
+                "injection_token_size": 16,
+            },
+            "denoiser_kwargs": {"max_steps": 5},
+        }
+        return real_fit(data, output_dir, **keywords | tiny)
+
+    monkeypatch.setattr(train_difflm, "fit", fit)
+    return calls
+
+
+def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(20, 60, 40), "city": random.choice(["Ulm", "Bonn", "Köln"], 40)})
+    table.to_csv(tmp_path / "data.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    blocks = code_blocks()
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert len(names["output"].to_pandas()) == 100
+    assert len(names["adults"].records) == 20
+    for record in names["adults"].records:
+        assert 30 <= record["age"] <= 40
+        assert record["city"] in ("Ulm", "Bonn")
+    assert "age" in capsys.readouterr().out
+
+
+def test_commands_are_accepted():
+    found = commands("difflm")
+    assert [words[1] for words in found] == ["fit", "sample", "info"]
+    for words in found:
+        cli_parser.build_parser().parse_args(words[1:])
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {words[1] for words in commands("make")}
+    assert targets == {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_presets_and_extras_are_all_named():
+    from difflm.training.presets import PRESETS
+
+    for name in PRESETS:
+        assert re.search(rf"^\| `{name}`", README, flags=re.MULTILINE), f"README does not describe the preset {name}"
+    sections = (ROOT / "setup.cfg").read_text().partition("[options.extras_require]")[2].partition("[options.entry")[0]
+    for extra in re.findall(r"^(\w+) =$", sections, flags=re.MULTILINE):
+        assert f"`{extra}`" in README, f"README does not name the extra {extra}"
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_fit_and_sample_example(tiny_fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fit_and_sample.py", "--output-dir", str(tmp_path / "iris")])
+    runpy.run_path(str(ROOT / "examples" / "fit_and_sample.py"), run_name="__main__")
+    assert "mean shape error" in capsys.readouterr().out
+    assert (tmp_path / "iris" / "model_index.json").is_file()
+    assert tiny_fit[0]["max_minutes"] <= 5
