@@ -147,7 +147,9 @@ def _infer_number(column: Column, values: pd.Series, forced: str | None, max_dec
         return replace(column, kind="category", categories=_by_frequency(Counter(float(value) for value in exact)))
     small = column.dtype.lower() if column.dtype.lower() in ("float32", "float16") else "float64"
     numbers = np.unique(np.asarray(exact, dtype=small))
-    decimals = max(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())
+    decimals = max(
+        [1, *(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())]
+    )  # one at least: other readers of JSON see a float
     column = replace(column, kind="decimal", decimals=decimals)
     low, high = (column.normalize(number) for number in (numbers[0], numbers[-1]))
     if (lost := np.abs(numbers[numbers != 0]).min(initial=np.inf)) < 0.5 * 10.0**-decimals:

@@ -248,6 +248,8 @@ class Column:
         if self.dtype.lower() in ("float32", "float16"):  # their shortest digits, not those of the widened double
             value = np.dtype(self.dtype.lower()).type(value)
         text = format(decimal.Decimal(str(value)), "f" if self.decimals is None else f".{self.decimals}f")
+        if self.decimals is None and "." not in text:
+            text += ".0"
         return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
     def text(self, value: Any, *, record_format: str = "json") -> str:
