@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from tqdm.auto import tqdm
 
 
@@ -108,6 +109,8 @@ def sample_latents(
     # A copy, because changing the dtype or the mode of the caller's module would leak out of this call. nn.Module's
     # own `to`, because that of diffusers warns of the precision of the statistics, which is not lowered here.
     network = torch.nn.Module.to(copy.deepcopy(denoiser), dtype).eval()
+    # Offloading hooks would move the copy's activations to another device than the loop's.
+    remove_hook_from_module(network, recurse=True)
 
     output = torch.empty(num, latent_size, device=device, dtype=torch.float32)
     starts = range(0, num, chunk_size)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import (
     DDIMScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -176,6 +177,22 @@ def test_neither_the_scheduler_nor_the_denoiser_changes(make_scheduler: Any) -> 
     assert denoiser.training
     for name, value in denoiser.state_dict().items():
         assert value.dtype == before[name].dtype and torch.equal(value, before[name]), name
+
+
+def test_an_offloaded_denoiser_gives_the_same_latents() -> None:
+    scheduler = KarrasVeScheduler(s_churn=0)
+    plain = sample_latents(tiny_denoiser(), scheduler, 3, generators=generators(3), num_inference_steps=5)
+
+    class FailingHook(ModelHook):  # Stands for a hook that moves inputs away from the loop's device.
+        def pre_forward(self, module: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
+            raise RuntimeError("moved")
+
+    denoiser = tiny_denoiser()
+    add_hook_to_module(denoiser, FailingHook())
+    hooked = sample_latents(denoiser, scheduler, 3, generators=generators(3), num_inference_steps=5)
+    assert torch.equal(plain, hooked)
+    with pytest.raises(RuntimeError, match="moved"):  # The caller's denoiser keeps its hook.
+        denoiser(torch.zeros(1, 6), 0.0)
 
 
 def test_sampling_logs_no_warning() -> None:
