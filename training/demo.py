@@ -62,6 +62,16 @@ class Sampled:
     seconds: float
     reloaded: bytes
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The records of ``output``."""
+        return self.output.records or []
+
+    @property
+    def rows_per_second(self) -> float:
+        """Records sampled per second, in memory and with constrained decoding."""
+        return len(self.records) / max(self.seconds, 1e-9)
+
 
 def penguins_csv() -> Path:
     """Path of the Palmer penguins table (CC0) in the installed package ``palmerpenguins``, which is not imported.
@@ -231,7 +241,7 @@ def _summary(
     log: dict[str, Any], sampled: Sampled, comparison: Sequence[ColumnComparison], checks: Sequence[Check]
 ) -> dict[str, Any]:
     return {
-        "rows_sampled": len(sampled.output.records),
+        "rows_sampled": len(sampled.records),
         "valid_first_attempt": sampled.output.valid_first_attempt,
         "valid_first_attempt_unconstrained": sampled.unconstrained.valid_first_attempt,
         "shape_error_percent": {
@@ -245,7 +255,7 @@ def _summary(
         "reconstruction_shuffled_latent": log["reconstruction_shuffled_latent"],
         "fit_seconds": log["fit_seconds"],
         "rows_seen": log["rows_seen"],
-        "sample_rows_per_second": len(sampled.output.records) / max(sampled.seconds, 1e-9),
+        "sample_rows_per_second": sampled.rows_per_second,
         "peak_memory_mib": peak_memory_mib(),
         "checks": [asdict(check) for check in checks],
         "versions": versions(),
@@ -256,9 +266,9 @@ def _print_outcome(
     real: pd.DataFrame, sampled: Sampled, comparison: Sequence[ColumnComparison], summary: dict[str, Any]
 ) -> None:
     print("\nSome synthetic records")
-    for record in sampled.output.records[:5]:
+    for record in sampled.records[:5]:
         print("  " + json.dumps(record, ensure_ascii=False))
-    print(f"\nReal ({len(real)} records) and synthetic ({len(sampled.output.records)})")
+    print(f"\nReal ({len(real)} records) and synthetic ({len(sampled.records)})")
     print(format_comparison(comparison))
     real_means, synthetic_means = group_means(real), group_means(sampled.output.to_pandas())
     rows = [
@@ -355,7 +365,7 @@ def _report_contents(
         "nats per record, another's latent": log["reconstruction_shuffled_latent"],
         "minutes of fitting": log["fit_seconds"] / 60,
         "records seen in training": log["rows_seen"],
-        "records sampled per second": len(sampled.output.records) / max(sampled.seconds, 1e-9),
+        "records sampled per second": sampled.rows_per_second,
     }
     return ReportContents(
         title="DiffLM on the Palmer penguins",
@@ -370,7 +380,7 @@ def _report_contents(
         denoiser_history=log.get("denoiser_history", ()),
         figures=shown,
         checks=checks,
-        records=sampled.output.records[:8],
+        records=sampled.records[:8],
     )
 
 

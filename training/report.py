@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REAL, SYNTHETIC, THIRD, INK, FAINT = "#3b6ea5", "#e07b39", "#5b9279", "#22303c", "#d9e0e6"
 MAX_CATEGORIES = 8
 MAX_MARKERS = 40
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": FAINT,
@@ -208,9 +208,12 @@ def plot_latents(real: npt.NDArray[Any], synthetic: npt.NDArray[Any]) -> str:
     """Draw real and synthetic latents on one map, as a ``data:image/svg+xml`` URI."""
     (real_points, synthetic_points), shares = project(np.asarray(real, float), np.asarray(synthetic, float))
     figure, axes = _new_figure(6.2, 4.4)
-    axes.scatter(*real_points.T, s=22, color=REAL, alpha=0.5, lw=0, label=f"{len(real_points)} real")
     axes.scatter(
-        *synthetic_points.T,
+        real_points[:, 0], real_points[:, 1], s=22, color=REAL, alpha=0.5, lw=0, label=f"{len(real_points)} real"
+    )
+    axes.scatter(
+        synthetic_points[:, 0],
+        synthetic_points[:, 1],
         s=22,
         color=SYNTHETIC,
         marker="x",
