@@ -864,10 +864,14 @@ def _matches(value: str, pattern: str) -> bool:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """JSON equality: true is not 1."""
-    return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True) or (
-        _TYPE_TESTS["number"](first) and _TYPE_TESTS["number"](second) and first == second
-    )
+    """JSON equality: 1.0 is 1, true is not."""
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    return bool(first == second)
 
 
 def _violation(value: Any, schema: Any, root: Mapping[str, Any]) -> str | None:

@@ -651,6 +651,7 @@ json_values = st.recursive(
             {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2},
             {"enum": [1, "a", None, [True]]},
             {"const": [1]},
+            {"const": {"k": True}},
             {"type": "array", "items": {"type": "integer"}, "minItems": 1},
             {"prefixItems": [{"type": "string"}], "items": False},
             {"type": "object", "properties": {"k": {"type": "boolean"}}, "required": ["k"]},
@@ -672,6 +673,20 @@ def test_nested_validation_agrees_with_the_jsonschema_library(value, nested):
         assert not expected
     else:
         assert expected
+
+
+@pytest.mark.parametrize(
+    ("value", "constant", "equal"),
+    [([1.0], [1], True), ([True], [1], False), ({"k": 0}, {"k": False}, False), ({"k": 1.0}, {"k": 1}, True)],
+)
+def test_json_equality_of_constants(value, constant, equal):
+    column = Column("a", "json", json_schema={"const": constant})
+    assert jsonschema.Draft202012Validator({"const": constant}).is_valid(value) == equal
+    if equal:
+        assert column.normalize(value) == value
+    else:
+        with pytest.raises(SchemaError, match="is not"):
+            column.normalize(value)
 
 
 def test_nested_keys_are_written_in_the_order_of_the_schema():
