@@ -22,6 +22,8 @@ EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "exampl
 # The command is the one place in difflm's root that reaches up, and it does so inside functions only.
 COMMAND = {"__main__.py", "cli.py", "__init__.py"}
 MAX_LINES = 550
+# A published file runs without difflm and without its neighbours: what it needs cannot be moved to another file.
+MAX_LINES_PUBLISHED = 1000
 RANK = {"modeling_difflm": 0, "pipelines": 1, "training": 2, "hub_cards": 3}
 
 
@@ -65,6 +67,16 @@ def folder_of(module: str) -> str | None:
         if module == FOLDERS[folder] or module.startswith(FOLDERS[folder] + "."):
             return folder
     return "modeling_difflm"
+
+
+def published_files() -> set[Path]:
+    """Files that are copied into a published repository."""
+    pipeline = ROOT / "pipelines" / "pipeline_difflm.py"
+    siblings = {
+        ROOT / "pipelines" / f"{node.module}.py" for node in nodes(pipeline, ast.ImportFrom) if node.level == 1
+    }
+    models = {ROOT / "modeling_difflm" / name for name in ("modeling_difflm.py", "modeling_denoiser.py")}
+    return {pipeline, *siblings, *models}
 
 
 def test_there_is_something_to_check():
@@ -117,7 +129,8 @@ def test_nothing_is_pickled(path):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_files_stay_short(path):
     length = len(path.read_text(encoding="utf-8").splitlines())
-    assert length <= MAX_LINES, f"{relative(path)} has {length} lines: one role per file"
+    limit = MAX_LINES_PUBLISHED if path in published_files() else MAX_LINES
+    assert length <= limit, f"{relative(path)} has {length} lines: one role per file"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
