@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec
 from .fast_decoding import decode_rows
+from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
@@ -25,10 +26,7 @@ from .records import RecordParseError, RecordSchema
 from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
 
 
-MODEL_INDEX_CLASSES = {"autoencoder": "modeling_difflm", "denoiser": "modeling_denoiser"}
-
-
-class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
+class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     """Samples records from a fitted DiffLM.
 
     Parameters
@@ -80,6 +78,7 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         classes = condition_classes["classes"] if isinstance(condition_classes, Mapping) else condition_classes
         self.condition_encoder = ConditionEncoder(list(classes or []))
         self._constraints: dict[str, RecordConstraint] = {}
+        self.remember_sources()
 
     # ---------------------------------------------------------------- sampling
 
@@ -440,14 +439,15 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
         Takes diffusers' arguments (``revision``, ``cache_dir``, ``token``, ``local_files_only``, components by name)
         and ``decoder``, ``decoder_name_or_path``, ``decoder_dtype``, ``decoder_kwargs`` of [`DiffLMModel`].
         """
+        if importlib.util.find_spec("difflm") is None:
+            # This file runs from a published repository: diffusers loads the code beside the weights.
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+        download = {name: kwargs.pop(name) for name in names if name in kwargs}
         folder = Path(str(pretrained_model_name_or_path))
-        if not (folder / "model_index.json").is_file():
-            if folder.is_dir():
-                raise FileNotFoundError(f"{folder} holds no model_index.json: it is not a saved pipeline.")
-            names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-            download = {name: kwargs.pop(name) for name in names if name in kwargs}
-            folder = Path(cls.download(str(pretrained_model_name_or_path), trust_remote_code=True, **download))
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if not folder.is_dir():
+            folder = download_folder(str(pretrained_model_name_or_path), **download)
+        index = verify(folder)
         model_kwargs = {
             name: kwargs.pop(name)
             for name in ("decoder", "decoder_name_or_path", "decoder_dtype", "decoder_kwargs")
@@ -459,7 +459,9 @@ class DiffLMPipeline(RecordEditingMixin, DiffusionPipeline):
                 components[name] = kwargs.pop(name)
             elif isinstance(entry, list) and not name.startswith("_"):
                 component = _component_class(*entry)
-                extra = model_kwargs if name == "autoencoder" else {}
+                # The decoder may be on the Hub too, and gated.
+                hub = {key: value for key, value in download.items() if key not in ("revision", "force_download")}
+                extra = model_kwargs | hub if name == "autoencoder" else {}
                 components[name] = component.from_pretrained(folder / name, **extra)
             elif not name.startswith("_"):
                 components[name] = entry
@@ -485,7 +487,7 @@ def _digest_set(denoiser: Any) -> frozenset[bytes]:
 
 def _component_class(library: str, name: str) -> Any:
     # By string: in a published repository this file runs without difflm.
-    module = f"difflm.{library}" if library in MODEL_INDEX_CLASSES.values() else library
+    module = f"difflm.{library}" if library in MODEL_MODULES.values() else library
     module = "diffusers" if module == "deprecated" else module
     return getattr(importlib.import_module(module), name)
 
