@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from difflm import cli
+
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -163,6 +165,7 @@ def test_public_names_resolve():
 def test_the_command_is_installed():
     commands = entry_points(group="console_scripts", name="difflm")
     assert [command.value for command in commands] == ["difflm.__main__:main"]
+    assert [command.load() for command in commands] == [cli.main]
 
 
 def test_constraints_cover_what_is_required():
