@@ -297,8 +297,9 @@ class KVMemoryInjector(nn.Module):
     def forward(self, latents: Tensor) -> Injection:
         tokens = self.latent_to_tokens(latents).unflatten(1, (self.num_tokens, -1)) + self.token_vectors
         memory = self.tokens_to_memory(nn.functional.gelu(self.norm(tokens))).unflatten(2, self.shape)
-        memory = memory.permute(2, 3, 0, 4, 1, 5)  # layers, key/value, batch, heads, tokens, head_dim
-        return Injection(past_key_values=[(layer[0], layer[1]) for layer in memory])
+        # layers x key/value, batch, heads, tokens, head_dim; unbound at once: indexing would sum whole gradients.
+        parts = memory.flatten(2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+        return Injection(past_key_values=list(zip(parts[::2], parts[1::2], strict=True)))
 
 
 class SoftPromptInjector(nn.Module):
@@ -423,7 +424,7 @@ class DiffLMModel(PreTrainedModel):
             encoder_config=encoder.config.to_dict(),
             decoder_hidden_size=decoder.get_input_embeddings().weight.shape[1],
             decoder_fingerprint=decoder_fingerprint(decoder),
-            embedding_std=float(decoder.get_input_embeddings().weight[:4096].float().std()),
+            embedding_std=float(decoder.get_input_embeddings().weight[:4096].detach().float().std()),
             **_probe_cache(decoder, config_kwargs.get("injection", DiffLMConfig.injection)),
             **{
                 "bos_token_id": _first_id(text_config.bos_token_id),
@@ -767,7 +768,7 @@ def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
     """What identifies a decoder whatever its dtype: shapes of its configuration and a sample of its embeddings."""
     config = decoder.config.get_text_config(decoder=True)
     weight = decoder.get_input_embeddings().weight.detach()
-    sizes = [config.num_hidden_layers, config.num_attention_heads, *weight.shape]
+    sizes = [config.num_hidden_layers, getattr(config, "num_attention_heads", 0), *weight.shape]
     rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
     return {

