@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from .conditions import ColumnCondition, ConditionEncoder, check_condition
+from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec
 from .fast_decoding import decode_rows
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify
@@ -95,6 +95,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         constrained: bool = True,
+        within_range: bool = True,
         fast: bool = True,
         num_inference_steps: int = 50,
         batch_size: int | None = None,
@@ -129,6 +130,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         constrained : bool, default True
             Only tokens that can become a valid record are drawn. False: the decoder writes freely and invalid texts
             are resampled (the paper's way).
+        within_range : bool, default True
+            Numbers stay between the smallest and the largest seen in training (only with ``constrained``).
         fast : bool, default True
             Own decoding loop; False uses the decoder's ``generate``. Same records.
         num_inference_steps : int, default 50
@@ -211,7 +214,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 texts = self._decode(
                     batch_latents,
                     randoms,
-                    conditions,
+                    self.constraint(conditions, within_range=within_range),
                     given=None if given is None else [given[row] for row in rows],
                     constrained=constrained,
                     fast=fast,
@@ -291,7 +294,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         self,
         latents: Tensor,
         randoms: Sequence[RowRandom],
-        conditions: Mapping[str, ColumnCondition],
+        constraint: RecordConstraint,
         *,
         given: Sequence[Mapping[str, Any]] | None,
         fast: bool,
@@ -301,7 +304,6 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     ) -> list[str]:
         """Write one text per latent."""
         batch_size = batch_size or self.default_batch_size()
-        constraint = self.constraint(conditions)
         given_texts = None
         if given is not None:
             given_texts = [
@@ -340,10 +342,12 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             texts.extend(constraint.text(row) for row in tokens)
         return texts
 
-    def constraint(self, conditions: Mapping[str, ColumnCondition] | None = None) -> RecordConstraint:
+    def constraint(
+        self, conditions: Mapping[str, ColumnCondition] | None = None, *, within_range: bool = True
+    ) -> RecordConstraint:
         """The grammar of the schema, narrowed by conditions; compiled once for each."""
         conditions = conditions or {}
-        key = repr(sorted(conditions.items()))
+        key = repr((within_range, sorted(conditions.items())))
         if key not in self._constraints:
             config = self.autoencoder.config
             self._constraints[key] = RecordConstraint.compile(
@@ -352,11 +356,14 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 bos_token_id=config.bos_token_id,
                 eos_token_id=config.eos_token_id,
                 fixed_segments=self.schema.fixed_segments(),
-                values=[self._value_spec(column, conditions.get(column.name)) for column in self.schema.columns],
+                values=[
+                    self._value_spec(column, conditions.get(column.name), within_range)
+                    for column in self.schema.columns
+                ],
             )
         return self._constraints[key]
 
-    def _value_spec(self, column: Any, condition: ColumnCondition | None) -> ValueSpec:
+    def _value_spec(self, column: Any, condition: ColumnCondition | None, within_range: bool) -> ValueSpec:
         def text(value: Any) -> str:
             return self.schema.value_text(column.name, value)
 
@@ -366,7 +373,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             "decimals": column.decimals,
             "minimum": column.minimum,
             "maximum": column.maximum,
-            "bounded": column.bounded,
+            "bounded": column.bounded or (within_range and column.kind in NUMBER_KINDS),
             "nullable": column.nullable,
             "max_length": column.max_length,
             "json_schema": column.json_schema,
