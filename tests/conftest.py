@@ -128,12 +128,10 @@ def small_table() -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, str], small_table: pd.DataFrame):
     """A pipeline fitted for a few steps on ``small_table``, with its folder: (pipeline, folder)."""
-    from difflm.training.presets import Preset
     from difflm.training.train_difflm import fit
 
     folder = tmp_path_factory.mktemp("fitted") / "out"
     pipeline = fit(small_table, folder, preset=tiny_preset(model_folders), show_progress=False)
-    assert isinstance(tiny_preset(model_folders), Preset)
     return pipeline, folder
 
 
@@ -156,4 +154,22 @@ def tiny_preset(model_folders: dict[str, str]):
             "injection_token_size": 16,
         },
         denoiser={"hidden_size": 32, "num_blocks": 2},
+    )
+
+
+@pytest.fixture(scope="session")
+def real_models():
+    """MiniLM and SmolLM2-135M-Instruct (bf16) with their tokenizers, from the weight packages."""
+    from transformers import AutoModel, AutoTokenizer
+
+    from difflm.modeling_difflm import load_decoder, resolve_source
+    from difflm.training.presets import MINILM, SMOLLM2
+
+    encoder_source, _ = resolve_source(MINILM)
+    decoder_source, gguf_file = resolve_source(SMOLLM2)
+    return (
+        AutoModel.from_pretrained(encoder_source),
+        load_decoder(SMOLLM2),
+        AutoTokenizer.from_pretrained(encoder_source),
+        AutoTokenizer.from_pretrained(decoder_source, gguf_file=gguf_file),
     )

@@ -1,0 +1,174 @@
+"""Training of the autoencoder: beta really moves, resuming is exact, the figures of an evaluation are right."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import set_seed
+
+from difflm.modeling_difflm import DiffLMModel
+from difflm.pipelines.records import RecordSchema
+from difflm.training.autoencoder_config import AutoencoderTrainingArguments
+from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget
+from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta
+from difflm.training.encode_latents import encode_latents
+from difflm.training.record_dataset import RecordDataset
+
+
+@pytest.fixture
+def dataset(small_table, encoder_tokenizer, decoder_tokenizer) -> RecordDataset:
+    schema = RecordSchema.infer(small_table, record_format="values")
+    return RecordDataset(schema.to_records(small_table), schema, encoder_tokenizer, decoder_tokenizer, 1, max_length=64)
+
+
+def build(model_folders) -> DiffLMModel:
+    set_seed(0)
+    return DiffLMModel.from_encoder_decoder(
+        model_folders["encoder"],
+        model_folders["decoder"],
+        decoder_dtype="float32",
+        latent_size=4,
+        num_injection_tokens=2,
+        injection_hidden_size=16,
+        injection_token_size=16,
+    )
+
+
+def trainer(model_folders, dataset, folder, **kwargs) -> AutoencoderTrainer:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "eval_steps": 4,
+        "save_steps": 4,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+    }
+    args = AutoencoderTrainingArguments(**settings | kwargs)
+    return AutoencoderTrainer(build(model_folders), args, dataset, dataset)
+
+
+def test_resuming_takes_the_same_steps(model_folders, dataset, tmp_path):
+    whole = trainer(model_folders, dataset, tmp_path / "whole")
+    whole.train()
+    trainer(model_folders, dataset, tmp_path / "parts").train()
+    resumed = trainer(model_folders, dataset, tmp_path / "parts")
+    with torch.no_grad():
+        resumed.model.posterior_mean.weight.add_(1.0)  # must come from the checkpoint instead
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    for (name, value), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    assert whole.beta_schedule.beta == resumed.beta_schedule.beta
+    assert resumed.state.global_step == 8
+
+
+def test_training_lowers_the_loss_and_moves_beta_on_plateaus(model_folders, dataset, tmp_path):
+    training = trainer(
+        model_folders, dataset, tmp_path, max_steps=30, eval_steps=5, beta_threshold=0.99, save_strategy="no"
+    )
+    training.train()
+    logged = [entry for entry in training.state.log_history if "eval_reconstruction" in entry]
+    assert len(logged) == 6
+    assert logged[-1]["eval_reconstruction"] < 0.7 * logged[0]["eval_reconstruction"]
+    # With such a threshold no evaluation but the first counts as better: five halvings.
+    assert training.beta_schedule.beta == pytest.approx(0.1 * 0.5**5)
+
+
+def test_evaluation_figures(model_folders, dataset, tmp_path):
+    training = trainer(model_folders, dataset, tmp_path)
+    figures = training.evaluate()
+    model = training.model.eval()
+    posterior = encode_latents(model, dataset, show_progress=False)
+    labels = [torch.tensor([dataset[row]["labels"]]) for row in range(len(dataset))]
+    with torch.no_grad():
+        own = [model.reconstruction(posterior.mean[row : row + 1], labels[row]) for row in range(len(dataset))]
+        other = [
+            model.reconstruction(posterior.mean[(row - 30) % 60 :][:1], labels[row]) for row in range(len(dataset))
+        ]
+    assert figures["eval_reconstruction"] == pytest.approx(torch.cat(own).mean().item(), rel=1e-4)
+    assert figures["eval_reconstruction_shuffled"] == pytest.approx(torch.cat(other).mean().item(), rel=1e-4)
+    assert figures["eval_kl"] == pytest.approx(posterior.kl().mean().item(), rel=1e-4)
+
+
+def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, dataset, tmp_path):
+    training = trainer(model_folders, dataset, tmp_path, learning_rate=1e-2, encoder_learning_rate=1e-4)
+    rates = {
+        id(parameter): group["lr"] for group in training.create_optimizer().param_groups for parameter in group["params"]
+    }
+    trainable = {name: p for name, p in training.model.named_parameters() if p.requires_grad}
+    assert len(rates) == len(trainable)
+    assert {rates[id(p)] for name, p in trainable.items() if name.startswith("encoder.")} == {1e-4}
+    assert {rates[id(p)] for name, p in trainable.items() if not name.startswith("encoder.")} == {1e-2}
+
+
+def test_a_time_budget_ends_training(model_folders, dataset, tmp_path, monkeypatch):
+    training = trainer(model_folders, dataset, tmp_path, max_steps=1000, max_minutes=1.0, save_strategy="no")
+    monkeypatch.setattr(TimeBudget, "share_used", lambda self: training.state.global_step / 3)
+    training.train()
+    assert training.state.global_step == 3
+
+
+class TestBetaSchedules:
+    def evaluate(self, schedule, *losses):
+        for loss in losses:
+            schedule.on_evaluate(None, None, None, metrics={"eval_reconstruction": loss})
+        return schedule.beta
+
+    def test_decreasing_waits_for_a_plateau(self):
+        schedule = DecreasingBeta(0.1, minimum=0.001, factor=0.1, patience=2)
+        assert self.evaluate(schedule, 9.0, 8.0, 8.0) == 0.1
+        assert self.evaluate(schedule, 8.5) == pytest.approx(0.01)
+        assert self.evaluate(schedule, 7.0, 7.0, 7.0) == pytest.approx(0.001)
+        assert self.evaluate(schedule, *[9.0] * 10) == 0.001
+
+    def test_decreasing_ignores_other_evaluations_and_bad_factors(self):
+        schedule = DecreasingBeta()
+        schedule.on_evaluate(None, None, None, metrics={})
+        assert math.isinf(schedule.best)
+        with pytest.raises(ValueError, match="beta_factor"):
+            DecreasingBeta(factor=1.5)
+
+    def test_state_survives_json(self):
+        import json
+
+        schedule = DecreasingBeta()
+        state = json.loads(json.dumps(schedule.state()))
+        copy = DecreasingBeta(**state["args"])
+        copy.best = state["attributes"]["best"]
+        assert math.isinf(copy.best)
+        assert self.evaluate(copy, 3.0) == self.evaluate(schedule, 3.0)
+
+    def test_cyclical_rises_over_half_a_cycle(self):
+        schedule = CyclicalBeta(0.2, num_cycles=2)
+        betas = []
+        for step in range(0, 100, 5):
+            schedule.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=100), None)
+            betas.append(schedule.beta)
+        assert betas[0] == 0.0
+        assert betas[5] == pytest.approx(0.2)
+        assert betas[10] == 0.0
+        assert max(betas) == pytest.approx(0.2)
+
+    def test_unknown_schedule(self, tmp_path):
+        with pytest.raises(ValueError, match="beta_schedule='up'"):
+            AutoencoderTrainingArguments(output_dir=str(tmp_path), beta_schedule="up")
+
+
+def test_early_stopping_counts_only_at_the_floor():
+    stopping = EarlyStoppingAtFloor(patience=2)
+    args = SimpleNamespace(beta_schedule="decreasing", beta_minimum=0.001)
+    control = SimpleNamespace(should_training_stop=False)
+
+    def evaluate(loss, beta):
+        state = SimpleNamespace(log_history=[{"beta": beta}])
+        stopping.on_evaluate(args, state, control, metrics={"eval_reconstruction": loss})
+        return control.should_training_stop
+
+    assert not any(evaluate(5.0, 0.1) for _ in range(5))
+    assert not evaluate(5.0, 0.001)
+    assert evaluate(5.0, 0.001)

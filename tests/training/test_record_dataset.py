@@ -1,0 +1,49 @@
+"""Exact tensors of the dataset and the collator; EOS is never cut away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from difflm.pipelines.records import RecordSchema
+from difflm.training.record_dataset import RecordCollator, RecordDataset, RecordTooLongError
+
+
+RECORDS = [{"a": 1, "b": "x"}, {"a": 23, "b": "y"}]
+
+
+def dataset(encoder_tokenizer, decoder_tokenizer, records=RECORDS, **kwargs) -> RecordDataset:
+    schema = RecordSchema.infer(RECORDS, record_format="values")
+    return RecordDataset(records, schema, encoder_tokenizer, decoder_tokenizer, eos_token_id=1, **kwargs)
+
+
+def test_a_batch_is_padded_on_the_right(encoder_tokenizer, decoder_tokenizer):
+    data = dataset(encoder_tokenizer, decoder_tokenizer)
+    batch = RecordCollator(encoder_pad_token_id=0)([data[0], data[1]])
+
+    def ids(text):
+        return decoder_tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encoder_ids(text):
+        return encoder_tokenizer(text)["input_ids"]
+
+    assert batch["labels"].tolist() == [[*ids("1,x"), 1, -100], [*ids("23,y"), 1]]
+    assert batch["input_ids"].tolist() == [[*encoder_ids("1,x"), 0], encoder_ids("23,y")]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]]
+    assert batch["labels"].dtype == torch.long
+
+
+def test_a_long_record_is_refused_with_its_row(encoder_tokenizer, decoder_tokenizer):
+    with pytest.raises(RecordTooLongError, match=r"Row 1 has 5 tokens .* the limit is 4"):
+        dataset(encoder_tokenizer, decoder_tokenizer, max_length=4)
+
+
+def test_or_dropped_and_counted(encoder_tokenizer, decoder_tokenizer):
+    data = dataset(encoder_tokenizer, decoder_tokenizer, max_length=4, overlong="drop")
+    assert (len(data), data.num_dropped) == (1, 1)
+    assert data[0]["labels"][-1] == 1
+
+
+def test_an_unknown_choice(encoder_tokenizer, decoder_tokenizer):
+    with pytest.raises(ValueError, match="neither 'refuse' nor 'drop'"):
+        dataset(encoder_tokenizer, decoder_tokenizer, overlong="cut")

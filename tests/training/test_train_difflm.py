@@ -1,0 +1,246 @@
+"""A whole fit on tiny models: what it writes, resuming after Ctrl-C, output folders, data it cannot learn from."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from difflm.modeling_difflm import DiffLMModel
+from difflm.pipelines.pipeline_difflm import DiffLMPipeline
+from difflm.training.autoencoder_trainer import AutoencoderTrainer
+from difflm.training.denoiser_trainer import DenoiserTrainer
+from difflm.training.fit_folder import FitFolder
+from difflm.training.presets import PRESETS, Preset
+from difflm.training.record_dataset import RecordTooLongError
+from difflm.training.train_difflm import fit
+
+
+@pytest.fixture
+def preset(model_folders) -> Preset:
+    return Preset(
+        encoder=model_folders["encoder"],
+        decoder=model_folders["decoder"],
+        epochs=1.0,
+        max_minutes=None,
+        batch_size=8,
+        denoiser_steps=10,
+        model={"decoder_dtype": "float32", "latent_size": 4, "num_injection_tokens": 2},
+        denoiser={"hidden_size": 16, "num_blocks": 1},
+    )
+
+
+def test_what_a_fit_leaves(fitted, small_table):
+    pipeline, folder = fitted
+    log = json.loads((folder / "training_log.json").read_text())
+    assert not (folder / "checkpoints").exists()
+    assert (log["rows"], log["validation_rows"]) == (54, 6)
+    assert log["rows_seen"] == log["autoencoder_steps"] * 8
+    assert log["reconstruction_own_latent"] > 0
+    assert log["autoencoder_history"][-1]["eval_reconstruction"] == pytest.approx(log["reconstruction_own_latent"])
+    assert {"step", "train_loss", "validation_loss"} <= set(log["denoiser_history"][-1])
+    latents = load_file(folder / "latents.safetensors")
+    assert latents["mean"].shape == (54, 8)
+    pickles = [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert pickles == []
+
+
+def test_the_decoder_is_not_saved_and_not_changed(fitted, model_folders):
+    pipeline, folder = fitted
+    with safe_open(folder / "autoencoder" / "model.safetensors", "pt") as file:
+        assert not any(name.startswith("decoder.") for name in file.keys())  # noqa: SIM118
+    original = load_file(model_folders["decoder"] + "/model.safetensors")
+    now = pipeline.autoencoder.decoder.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in original.items())
+
+
+def test_the_same_seed_gives_the_same_fit(preset, small_table, tmp_path):
+    first, second = (fit(small_table, tmp_path / name, preset=preset, show_progress=False) for name in ("a", "b"))
+    for part in ("autoencoder", "denoiser"):
+        one, other = getattr(first, part).state_dict(), getattr(second, part).state_dict()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
+def test_interrupted_fits_resume(preset, small_table, tmp_path, monkeypatch, stage):
+    whole = fit(small_table, tmp_path / "whole", preset=preset, show_progress=False)
+    training = {"save_steps": 2, "save_strategy": "steps"}
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if stage == "autoencoder":
+            original = AutoencoderTrainer.compute_loss
+            calls = iter(range(100))
+            patched.setattr(
+                AutoencoderTrainer,
+                "compute_loss",
+                lambda *args, **kwargs: interrupt() if next(calls) == 5 else original(*args, **kwargs),
+            )
+        else:
+            patched.setattr(DenoiserTrainer, "train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(small_table, tmp_path / "parts", preset=preset, show_progress=False, training_kwargs=training)
+    assert not (tmp_path / "parts" / "model_index.json").exists()
+    with pytest.raises(FileExistsError, match="an unfinished fit: resume it"):
+        fit(small_table, tmp_path / "parts", preset=preset)
+    resumed = fit(
+        small_table, tmp_path / "parts", preset=preset, show_progress=False, training_kwargs=training, resume=True
+    )
+    for name, value in whole.autoencoder.state_dict().items():
+        assert torch.equal(value, resumed.autoencoder.state_dict()[name]), name
+    assert (tmp_path / "parts" / "model_index.json").exists()
+
+
+def test_resuming_with_other_settings_is_refused(preset, small_table, tmp_path, monkeypatch):
+    monkeypatch.setattr(DenoiserTrainer, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
+    with pytest.raises(ValueError, match="started with other seed"):
+        fit(small_table, tmp_path / "out", preset=preset, seed=7, resume=True)
+
+
+class TestFolders:
+    def test_a_folder_that_is_not_ours_is_left_alone(self, preset, small_table, tmp_path):
+        (tmp_path / "thesis.txt").write_text("mine")
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(FileExistsError, match="was not written by a fit; nothing in it is touched"):
+                fit(small_table, tmp_path, preset=preset, **options)
+        assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+    def test_a_file(self, preset, small_table, tmp_path):
+        (tmp_path / "out").write_text("")
+        with pytest.raises(NotADirectoryError, match="name a folder"):
+            fit(small_table, tmp_path / "out", preset=preset)
+
+    def test_a_finished_fit(self, fitted, preset, small_table):
+        with pytest.raises(FileExistsError, match="a fitted pipeline: overwrite it"):
+            fit(small_table, fitted[1], preset=preset)
+        with pytest.raises(FileExistsError, match="nothing to resume"):
+            fit(small_table, fitted[1], preset=preset, resume=True)
+
+    def test_nothing_to_resume(self, preset, small_table, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no fit to resume"):
+            fit(small_table, tmp_path / "out", preset=preset, resume=True)
+
+    def test_no_space_left_keeps_what_was_there(self, fitted, tmp_path, monkeypatch):
+        folder = FitFolder(tmp_path / "out")
+        folder.prepare()
+        (folder.path / "model_index.json").write_text("old")
+
+        def full(*args, **kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+        monkeypatch.setattr(DiffLMPipeline, "save_pretrained", full)
+        with pytest.raises(OSError, match="No space left"):
+            folder.save_pipeline(fitted[0], {}, lambda path: None)
+        assert (folder.path / "model_index.json").read_text() == "old"
+
+
+class TestData:
+    def write(self, path, text):
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "empty"),
+            ("a,b\n", "row"),
+            ("a,b\n1,2\n", "row"),
+            ("a,a\n1,2\n3,4\n", "a"),
+        ],
+    )
+    def test_tables_that_cannot_be_learned(self, preset, tmp_path, text, message):
+        table = self.write(tmp_path / "table.csv", text)
+        with pytest.raises(ValueError, match=message):
+            fit(table, tmp_path / "out", preset=preset)
+        assert not (tmp_path / "out" / "model_index.json").exists()
+
+    def test_a_row_longer_than_the_limit(self, preset, tmp_path):
+        frame = pd.DataFrame({"note": ["short", "x" * 300, "fine"], "n": [1, 2, 3]})
+        with pytest.raises(RecordTooLongError, match="Row 1 has 30"):
+            fit(frame, tmp_path / "out", preset=preset, max_length=100)
+
+    def test_hostile_values_survive_a_fit(self, preset, tmp_path):
+        frame = pd.DataFrame(
+            {
+                'say "hi", {now}': ['a "quoted" one', "line\nbreak", "comma, brace }", "zoë 漢字"] * 5,
+                "constant": [7] * 20,
+                "missing": [None] * 20,
+                "n": [-1.5, 0.25, None, 3.0] * 5,
+            }
+        )
+        pipeline = fit(frame, tmp_path / "out", preset=preset, show_progress=False)
+        pipeline.set_progress_bar_config(disable=True)
+        output = pipeline(10, seed=0)
+        assert output.valid_first_attempt == 1.0
+        assert {record["constant"] for record in output.records} == {7}
+        assert {record["missing"] for record in output.records} == {None}
+        assert {record['say "hi", {now}'] for record in output.records} <= set(frame['say "hi", {now}'])
+
+    def test_a_validation_table_is_held_out(self, preset, small_table, tmp_path):
+        fit(small_table[:40], tmp_path / "out", preset=preset, validation=small_table[40:], show_progress=False)
+        log = json.loads((tmp_path / "out" / "training_log.json").read_text())
+        assert (log["rows"], log["validation_rows"]) == (40, 20)
+
+
+def test_presets():
+    with pytest.raises(ValueError, match="preset='huge' is not one of tiny, small, paper"):
+        fit([], "out", preset="huge")
+    assert PRESETS["paper"].model["latent_size"] == 4096
+
+
+SMOLLM2, MINILM = PRESETS["small"].decoder, PRESETS["small"].encoder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("injection", ["kv_memory", "soft_prompt", "embedding"])
+def test_real_weights_encode_inject_step_generate_save_and_load(injection, tmp_path, real_models):
+    """SmolLM2-135M-Instruct and MiniLM: every injection lowers its loss in a step and survives saving."""
+    import copy
+
+    encoder, decoder, encoder_tokenizer, decoder_tokenizer = real_models
+    torch.manual_seed(0)
+    model = DiffLMModel.from_encoder_decoder(
+        copy.deepcopy(encoder),
+        decoder,
+        encoder_name_or_path=MINILM,
+        decoder_name_or_path=SMOLLM2,
+        injection=injection,
+    ).train()
+    frozen = [p.clone() for p in decoder.parameters()]
+    texts = ["Adelie,Torgersen,39.1", "Gentoo,Biscoe,46.1"]
+    inputs = encoder_tokenizer(texts, padding=True, return_tensors="pt")
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor([*decoder_tokenizer(text)["input_ids"], model.config.eos_token_id]) for text in texts],
+        batch_first=True,
+        padding_value=-100,
+    )
+    batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(3):
+        output = model(**batch, generator=generator.manual_seed(0))
+        losses.append(output.loss.item())
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, decoder.parameters(), strict=True))
+    model.eval()
+    latents = model.encode(batch["input_ids"], batch["attention_mask"]).mean
+    written = model.generate(latents, max_new_tokens=6, do_sample=False)
+    model.save_pretrained(tmp_path)
+    loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
+    assert loaded.config.decoder_name_or_path == SMOLLM2
+    assert torch.equal(loaded.generate(latents, max_new_tokens=6, do_sample=False), written)
+    trainable = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 1.2 * trainable
