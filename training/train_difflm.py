@@ -302,7 +302,7 @@ def _fit_autoencoder(
             "learning_rate": settings.learning_rate,
             "encoder_learning_rate": settings.encoder_learning_rate,
             "eval_steps": interval,
-            "save_steps": interval,
+            "save_steps": 3 * interval,
             "logging_steps": max(1, interval // 2),
             "seed": seed,
             "disable_tqdm": not show_progress,

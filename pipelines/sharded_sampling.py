@@ -1,0 +1,131 @@
+"""Sample any number of records into parquet shards: constant memory, atomic files, resumable, shared by processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from difflm.pipelines.outputs import SamplingReport
+
+
+MANIFEST = "sampling.json"
+REPORT_KEY = b"difflm_report"
+
+
+class ShardFolderError(ValueError):
+    """The folder belongs to another run, or to somebody else."""
+
+
+def shard_name(index: int, count: int) -> str:
+    """File name of a shard, as the Hub and ``datasets`` write them: ``part-00003-of-00010.parquet``."""
+    return f"part-{index:05d}-of-{count:05d}.parquet"
+
+
+def sample_shards(
+    pipeline: Any,
+    folder: str | Path,
+    num_samples: int,
+    *,
+    seed: int,
+    shard_size: int = 10_000,
+    process_index: int = 0,
+    num_processes: int = 1,
+    on_shard_done: Callable[[int, int], Any] | None = None,
+    **options: Any,
+) -> Iterator[Path]:
+    """Write rows 0 to ``num_samples`` - 1 as parquet shards; yield each shard's path when it is complete.
+
+    Shards that are there already are left alone: after a kill, the same call goes on where it stopped and ends with
+    the same files. Process p of n writes the shards whose index is p modulo n; the union is what one process writes.
+
+    Parameters
+    ----------
+    pipeline : DiffLMPipeline
+    folder : path
+        Created if missing. Must be empty or hold the same run.
+    num_samples : int
+    seed : int
+    shard_size : int, default 10,000
+        Rows of a shard.
+    process_index, num_processes : int, default 0, 1
+    on_shard_done : callable, optional
+        Called with the number of rows done and this process's number of rows.
+    **options
+        Of the pipeline's call; JSON-able, since they are written to ``sampling.json``.
+
+    Raises
+    ------
+    ShardFolderError
+        If the folder holds another run's shards or files that are not ours.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, not {shard_size}.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
+    if not 0 <= process_index < num_processes:
+        raise ValueError(f"process_index must lie between 0 and {num_processes - 1}, not {process_index}.")
+    if options.get("unique"):
+        raise ValueError("unique=True needs all rows at once: drop duplicates from the shards afterwards.")
+    folder = Path(folder)
+    count = -(-num_samples // shard_size)
+    _claim_folder(folder, {"num_samples": num_samples, "seed": seed, "shard_size": shard_size, **options})
+    mine = range(process_index, count, num_processes)
+    rows_of = {index: min(shard_size, num_samples - index * shard_size) for index in mine}
+    total, done = sum(rows_of.values()), 0
+    for index in mine:
+        path = folder / shard_name(index, count)
+        if not path.exists():
+            output = pipeline(rows_of[index], seed=seed, first_row=index * shard_size, **options)
+            _write_shard(path, output)
+        done += rows_of[index]
+        if on_shard_done is not None:
+            on_shard_done(done, total)
+        yield path
+
+
+def read_report(path: str | Path) -> SamplingReport:
+    """The sampling report that a shard carries."""
+    stored = json.loads(pq.read_schema(path).metadata[REPORT_KEY])
+    report = SamplingReport(**{name: value for name, value in stored.items() if name != "rejected"})
+    report.rejected.update(stored["rejected"])
+    return report
+
+
+def _write_shard(path: Path, output: Any) -> None:
+    report = {**vars(output.report), "rejected": dict(output.report.rejected)}
+    table = pa.Table.from_pandas(output.to_pandas(), preserve_index=False)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), REPORT_KEY: json.dumps(report).encode()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    settings = json.loads(json.dumps(settings))
+    manifest = folder / MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise ShardFolderError(f"{folder} is a file: name a folder for the shards.")
+    if manifest.is_file():
+        before = json.loads(manifest.read_text(encoding="utf-8"))
+        changed = sorted(name for name in {*settings, *before} if settings.get(name) != before.get(name))
+        if changed:
+            raise ShardFolderError(
+                f"{folder} holds shards sampled with other {', '.join(changed)}: repeat the same command to go on, or "
+                "name a new folder."
+            )
+        return
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ShardFolderError(f"{folder} holds other files; nothing in it is touched. Name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    os.replace(temporary, manifest)
