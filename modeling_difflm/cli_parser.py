@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from difflm import __version__
+from difflm.cli_hub import add_hub_commands
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -52,7 +53,7 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of ``difflm`` with its sub-commands ``fit``, ``sample`` and ``info``."""
+    """Build the parser of ``difflm`` with its sub-commands."""
     parser = argparse.ArgumentParser(
         prog="difflm",
         description="Synthetic structured data from a latent diffusion model in front of a frozen language model.",
@@ -62,10 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--traceback", action="store_true", help="show the whole traceback of an error (default: one line)"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,sample,info}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,sample,info,card,push,space}")
     _add_fit(commands)
     _add_sample(commands)
     _add_info(commands)
+    add_hub_commands(commands, _HelpFormatter)
     return parser
 
 

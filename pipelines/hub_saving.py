@@ -273,7 +273,9 @@ def download_folder(repo_id: str, **options: Any) -> Path:
             f"{repo_id!r} is neither a folder with a saved pipeline nor a repository id (`user/name`)."
         ) from error
     try:
-        folder = Path(snapshot_download(repo_id, ignore_patterns=["*.py", "*.png", "*.md"], **options))
+        # The same files whichever way it was loaded before: an offline load checks the cache for just these.
+        wanted = [INDEX, *(f"{name}/*" for name in COMPONENTS)]
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=["*.py"], **options))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{repo_id!r} is not in the local cache and the Hub was not asked or not reached: go online, leave "

