@@ -187,16 +187,15 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         report = SamplingReport(requested=num_samples)
         done: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
         owner: dict[str, int] = {}
-        pending = dict.fromkeys(range(num_samples), 0)
+        attempts = dict.fromkeys(range(num_samples), 0)
         latent_options = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "callback_on_step_end": callback_on_step_end,
         }
         with self.progress_bar(total=num_samples) as progress:
-            while pending:
-                rows = sorted(pending)
-                randoms = [RowRandom(seed, first_row + row, pending[row]) for row in rows]
+            while rows := [row for row, count in attempts.items() if row not in done and count < max_attempts]:
+                randoms = [RowRandom(seed, first_row + row, attempts[row]) for row in rows]
                 if latents is not None:
                     batch_latents = latents[rows].to(self.denoiser.device)
                 else:
@@ -222,21 +221,20 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
-                    on_rows_done=progress.update if max(pending.values()) == 0 else None,
+                    on_rows_done=progress.update if report.attempts == 0 else None,
                 )
                 for position, row in enumerate(rows):
                     report.attempts += 1
                     record, reason = self._read(texts[position], conditions, checks, digests)
-                    if pending[row] == 0 and not (reason or "").startswith("invalid"):
+                    if attempts[row] == 0 and not (reason or "").startswith("invalid"):
                         report.first_attempt_parsed += 1
                     if unique and reason is None:
-                        reason = self._claim(texts[position], row, owner, done, pending, report)
+                        reason = self._claim(texts[position], row, owner, done, report)
                     if reason is None:
                         done[row] = (record, texts[position], batch_latents[position].cpu())
                     else:
                         report.rejected[reason] += 1
-                    pending[row] += 1
-                pending = {row: n for row, n in pending.items() if row not in done and n < max_attempts}
+                    attempts[row] += 1
         report.returned = len(done)
         if report.returned < num_samples:
             warnings.warn(
@@ -420,7 +418,6 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         row: int,
         owner: dict[str, int],
         done: dict[int, Any],
-        pending: dict[int, int],
         report: SamplingReport,
     ) -> str | None:
         """Of equal records the lowest row keeps its own, whatever was drawn first: batches do not show."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from difflm.modeling_difflm import DiffLMModel
@@ -51,6 +51,8 @@ class AutoencoderTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        if args.disable_tqdm:
+            self.remove_callback(PrinterCallback)  # silence asked for is silence given
         self.budget = TimeBudget(args.max_minutes)
         self.add_callback(build_beta_schedule(args))
         self.add_callback(self.budget)
