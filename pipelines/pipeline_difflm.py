@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 
 from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec
-from .fast_decoding import decode_rows
+from .fast_decoding import decode_rows, supports
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
@@ -133,7 +133,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         within_range : bool, default True
             Numbers stay between the smallest and the largest seen in training (only with ``constrained``).
         fast : bool, default True
-            Own decoding loop; False uses the decoder's ``generate``. Same records.
+            Own decoding loop; False uses the decoder's ``generate``, as does a decoder the loop cannot run. Same
+            records.
         num_inference_steps : int, default 50
             Noise levels of the diffusion.
         batch_size : int, optional
@@ -302,6 +303,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     ) -> list[str]:
         """Write one text per latent."""
         batch_size = batch_size or self.default_batch_size()
+        fast = fast and supports(self.autoencoder.decoder)
         given_texts = None
         if given is not None:
             given_texts = [
