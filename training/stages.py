@@ -1,0 +1,147 @@
+"""The steps that fitting an autoencoder and fitting a whole DiffLM share: settings, data, models, training."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from difflm.modeling_difflm import DiffLMModel, resolve_source
+from difflm.training.autoencoder_config import AutoencoderTrainingArguments
+from difflm.training.autoencoder_trainer import AutoencoderTrainer
+from difflm.training.data import as_dataframe, read_table
+from difflm.training.presets import PRESETS, Preset
+from difflm.training.record_dataset import RecordDataset
+
+
+AUTOENCODER_SHARE_OF_TIME = 0.85
+MAX_EVALUATION_RECORDS = 256
+
+
+def resolve_settings(
+    preset: str | Preset,
+    *,
+    encoder: str | None = None,
+    decoder: str | None = None,
+    injection: str | None = None,
+    record_format: str | None = None,
+    epochs: float | None = None,
+    max_minutes: float | None = None,
+    batch_size: int | None = None,
+) -> Preset:
+    """A preset with some settings replaced."""
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r} is not one of {', '.join(PRESETS)}.")
+        preset = PRESETS[preset]
+    changes = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "record_format": record_format,
+        "epochs": epochs,
+        "max_minutes": max_minutes,
+        "batch_size": batch_size,
+    }
+    settings = dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
+    if injection is not None:
+        settings = dataclasses.replace(settings, model=settings.model | {"injection": injection})
+    return settings
+
+
+def read_data(data: Any, text_columns: Sequence[str] = ()) -> Any:
+    """A checked DataFrame from a path, DataFrame, Dataset or list of dict."""
+    return read_table(data, text_columns=text_columns) if isinstance(data, str | Path) else as_dataframe(data)
+
+
+def split_records(records: list[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Hold out a tenth of the records, at least one and at most 1,000."""
+    order = np.random.default_rng(seed).permutation(len(records))
+    held_out = min(1000, max(1, len(records) // 10))
+    return [records[i] for i in sorted(order[held_out:])], [records[i] for i in sorted(order[:held_out])]
+
+
+def load_model(
+    settings: Preset, model_kwargs: dict[str, Any], finished: Path | None = None
+) -> tuple[DiffLMModel, tuple[Any, Any]]:
+    """Build the autoencoder, or load a ``finished`` one, with the encoder's and the decoder's tokenizer."""
+    encoder_source, _ = resolve_source(settings.encoder)
+    decoder_source, gguf_file = resolve_source(settings.decoder)
+    tokenizers = (
+        AutoTokenizer.from_pretrained(encoder_source),
+        AutoTokenizer.from_pretrained(decoder_source, **({"gguf_file": gguf_file} if gguf_file else {})),
+    )
+    if finished is not None:
+        model = DiffLMModel.from_pretrained(finished)
+    else:
+        model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **settings.model | model_kwargs)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model, tokenizers
+
+
+def fit_autoencoder(
+    model: DiffLMModel,
+    settings: Preset,
+    datasets: Sequence[RecordDataset],
+    checkpoints: Path,
+    encoder_tokenizer: Any,
+    *,
+    seed: int,
+    resume_from: Path | None = None,
+    show_progress: bool = True,
+    training_kwargs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train ``model`` on the first of two datasets, evaluating on the second; return the figures of the run."""
+    train, held_out = datasets
+    steps_per_epoch = max(1, len(train) // settings.batch_size)
+    interval = max(20, min(200, steps_per_epoch))
+    minutes = None if settings.max_minutes is None else settings.max_minutes * AUTOENCODER_SHARE_OF_TIME
+    args = AutoencoderTrainingArguments(
+        **{
+            "output_dir": str(checkpoints),
+            "num_train_epochs": settings.epochs,
+            "max_minutes": minutes,
+            "per_device_train_batch_size": settings.batch_size,
+            "learning_rate": settings.learning_rate,
+            "encoder_learning_rate": settings.encoder_learning_rate,
+            "eval_steps": interval,
+            "save_steps": 3 * interval,
+            "logging_steps": max(1, interval // 2),
+            "seed": seed,
+            "disable_tqdm": not show_progress,
+        }
+        | (training_kwargs or {})
+    )
+    evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)
+    trainer = AutoencoderTrainer(model, args, train, evaluation, encoder_tokenizer.pad_token_id or 0)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    seconds = time.monotonic() - started
+    final = trainer.evaluate()
+    return {
+        "reconstruction_own_latent": final["eval_reconstruction"],
+        "reconstruction_shuffled_latent": final["eval_reconstruction_shuffled"],
+        "kl": final["eval_kl"],
+        "autoencoder_seconds": seconds,
+        "autoencoder_steps": trainer.state.global_step,
+        "rows_seen": trainer.state.global_step * args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        "autoencoder_history": _history(trainer.state.log_history),
+    }
+
+
+def _first_records(dataset: RecordDataset, limit: int) -> Any:
+    return dataset if len(dataset) <= limit else torch.utils.data.Subset(dataset, range(limit))
+
+
+def _history(entries: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One entry per step, training and evaluation figures together."""
+    steps: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        steps.setdefault(int(entry["step"]), {}).update(entry)
+    return [steps[step] for step in sorted(steps)]
