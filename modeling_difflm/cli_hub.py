@@ -18,7 +18,7 @@ def add_hub_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> 
     card = commands.add_parser(
         "card",
         help="write a fitted pipeline's model card",
-        description="Write README.md, the model card, and its plots into a fitted pipeline's folder. Figures come from "
+        description="Write README.md, the model card, and its plots into a pipeline's folder. Figures come from "
         "training_log.json and an evaluation's JSON; what was not measured is left out. Loads no weights.",
         formatter_class=formatter,
     )

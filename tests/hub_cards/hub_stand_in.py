@@ -64,12 +64,15 @@ class StandInHub:
         (type, id) to [`Repo`]; type is "model", "space" or "dataset".
     requests : list of str
         ``"METHOD /path"`` of every request, in order.
+    ranges : dict
+        Path to the ranges that were asked of it.
     """
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.ranges: dict[str, list[str]] = {}
         self.faults: list[Fault] = []
         hub = self
 
@@ -89,7 +92,10 @@ class StandInHub:
         self.server.server_close()
 
     def fail(self, pattern: str, status: int, times: int = 1000) -> None:
-        """Answer requests whose ``"METHOD /path"`` matches with a status; 0 cuts the connection."""
+        """Answer requests whose ``"METHOD /path"`` matches with a status.
+
+        Status 0 cuts the connection before the answer, -1 in the middle of it.
+        """
         self.faults.append(Fault(re.compile(pattern), status, times))
 
     def add(self, repo_id: str, files: dict[str, bytes], kind: str = "model", **settings: Any) -> Repo:
@@ -112,6 +118,7 @@ class _Refusal(Exception):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: StandInHub
+    cut = False
 
     def log_message(self, *args: object) -> None:
         pass
@@ -131,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
         for fault in self.hub.faults:
             if fault.times > 0 and fault.pattern.search(name):
                 fault.times -= 1
+                if fault.status < 0:
+                    self.cut = True
+                    break
                 if fault.status == 0:
                     self.close_connection = True
                     self.connection.close()
@@ -316,6 +326,7 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted is None:
             self._send(200, content, headers)
             return
+        self.hub.ranges.setdefault(self.path, []).append(wanted[0])
         start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)
         if start >= len(content):
             self._send(416, b"", headers | {"Content-Range": f"bytes */{len(content)}"})
@@ -330,4 +341,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.cut else content)
+        if self.cut:
+            self.close_connection = True

@@ -1,0 +1,296 @@
+"""A Gradio app for one DiffLM pipeline: sample, fix columns, download, and walk between records in latent space.
+
+The same file runs on a Hub Space and, through ``difflm space``, on one's own machine. The pipeline is named by the
+environment's ``DIFFLM_PIPELINE`` (a folder or a Hub id) or by ``pipeline.json`` beside this file; real records to
+compare with by ``DIFFLM_REFERENCE`` or ``reference.csv`` / ``reference.parquet``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+import torch
+
+
+HERE = Path(__file__).resolve().parent
+MAX_ROWS = 2000
+BATCH_ROWS = 32
+WALK_STEPS = 6
+MAP_SIZE = (640, 480)  # pixels
+REAL, SYNTHETIC = "#3b6ea5", "#e07b39"
+CSS = """
+.gradio-container {max-width: 1200px !important; margin: auto}
+#latent-map img {cursor: crosshair}
+"""
+
+
+def pipeline_name() -> str:
+    """The folder or Hub id of the pipeline to serve."""
+    name = os.environ.get("DIFFLM_PIPELINE")
+    if name:
+        return name
+    file = HERE / "pipeline.json"
+    if not file.is_file():
+        raise FileNotFoundError("Name the pipeline in DIFFLM_PIPELINE or in pipeline.json beside app.py.")
+    return str(json.loads(file.read_text(encoding="utf-8"))["repo_id"])
+
+
+def load_pipeline(name: str) -> Any:
+    """Load with difflm where it is installed; on a Space, with the code in the model's repository."""
+    if importlib.util.find_spec("difflm") is not None:
+        from difflm import DiffLMPipeline
+
+        pipeline = DiffLMPipeline.from_pretrained(name)
+    else:
+        from diffusers import DiffusionPipeline
+
+        # The Space's owner names the repository, in a file of the Space.
+        pipeline = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+    if torch.cuda.is_available():
+        pipeline.to("cuda")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_reference() -> pd.DataFrame | None:
+    """Real records to plot against, if some were given."""
+    named = os.environ.get("DIFFLM_REFERENCE")
+    candidates = [Path(named)] if named else [HERE / "reference.parquet", HERE / "reference.csv"]
+    for path in candidates:
+        if path.is_file():
+            return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    return None
+
+
+# -------------------------------------------------------------------- reading the controls
+
+
+def conditionable(pipeline: Any) -> list[Any]:
+    """Columns that can be fixed: everything but free text and nested values."""
+    return [c for c in pipeline.schema.columns if c.kind in ("category", "boolean", "integer", "decimal")]
+
+
+def read_condition(columns: list[Any], values: tuple[Any, ...]) -> dict[str, Any]:
+    """The pipeline's ``condition`` from the controls; empty controls fix nothing."""
+    condition: dict[str, Any] = {}
+    for column, value in zip(columns, values, strict=True):
+        if value in (None, "", []):
+            continue
+        if column.kind == "boolean":
+            condition[column.name] = [choice == "true" for choice in value]
+        elif column.kind == "category":
+            condition[column.name] = list(value)
+        else:
+            condition[column.name] = _read_number(column, str(value))
+    return condition
+
+
+def _read_number(column: Any, text: str) -> Any:
+    number = int if column.kind == "integer" else float
+    low, is_range, high = (part.strip() for part in text.partition(".."))
+    try:
+        return (number(low), number(high)) if is_range else number(low)
+    except ValueError:
+        raise ValueError(f"{column.name}: write a number such as {column.minimum}, or a range LOW..HIGH.") from None
+
+
+# -------------------------------------------------------------------- drawing
+
+
+def project(latents: np.ndarray) -> np.ndarray:
+    """Latents, ``[rows, size]``, on their first two principal axes."""
+    centred = latents - latents.mean(axis=0)
+    if len(latents) < 2:
+        return np.zeros((len(latents), 2))
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    points = centred @ axes.T
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+
+
+def draw_map(latents: np.ndarray, colours: pd.Series, chosen: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The latent map as RGB pixels, and where in it each latent is, in pixels from the top left."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(MAP_SIZE[0] / 100, MAP_SIZE[1] / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    points = project(latents)
+    if colours.dtype == object or str(colours.dtype) in ("category", "bool", "string", "boolean"):
+        for value in colours.astype(str).unique()[:10]:
+            rows = (colours.astype(str) == value).to_numpy()
+            axes.scatter(points[rows, 0], points[rows, 1], s=30, alpha=0.75, lw=0, label=value[:20])
+        axes.legend(fontsize=9, frameon=False)
+    else:
+        axes.scatter(points[:, 0], points[:, 1], s=30, alpha=0.75, lw=0, c=colours.astype(float).to_numpy())
+    if chosen:
+        axes.plot(points[chosen, 0], points[chosen, 1], "o-", ms=13, mfc="none", mec="black", color="black", mew=2)
+    axes.set_title(f"Latents of these records, coloured by {colours.name}", fontsize=11)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    canvas.draw()
+    pixels = axes.transData.transform(points)
+    pixels[:, 1] = MAP_SIZE[1] - pixels[:, 1]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy(), pixels
+
+
+def draw_comparison(real: pd.DataFrame, synthetic: pd.DataFrame) -> Any:
+    """Every column's distribution, real and synthetic."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in synthetic.columns if name in real.columns][:12]
+    if not names:
+        return None
+    rows = -(-len(names) // 3)
+    figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(rows, 3, place + 1)
+        sides = [column.dropna() for column in (real[name], synthetic[name])]
+        if all(pd.api.types.is_numeric_dtype(side) and side.dtype != bool for side in sides):
+            bins = np.histogram_bin_edges(np.concatenate([side.astype(float) for side in sides]), bins=20)
+            axes.hist(sides[0].astype(float), bins=list(bins), density=True, color=REAL, alpha=0.5, label="real")
+            style = {"density": True, "histtype": "step", "color": SYNTHETIC, "lw": 2, "label": "synthetic"}
+            axes.hist(sides[1].astype(float), bins=list(bins), **style)
+        else:
+            shares = [side.astype(str).value_counts(normalize=True) for side in sides]
+            labels = list(shares[0].index[:8])
+            spot = np.arange(len(labels))
+            axes.bar(spot - 0.2, shares[0].reindex(labels, fill_value=0), 0.4, color=REAL, label="real")
+            axes.bar(spot + 0.2, shares[1].reindex(labels, fill_value=0), 0.4, color=SYNTHETIC, label="synthetic")
+            axes.set_xticks(spot, [label[:12] for label in labels], rotation=30, fontsize=8)
+        axes.set_title(name, fontsize=10)
+        axes.set_yticks([])
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    return figure
+
+
+# -------------------------------------------------------------------- the app
+
+
+class App:
+    """What the buttons do, for one pipeline."""
+
+    def __init__(self, pipeline: Any, reference: pd.DataFrame | None) -> None:
+        self.pipeline, self.reference = pipeline, reference
+        self.columns = conditionable(pipeline)
+
+    def sample(
+        self,
+        rows: float,
+        seed: float,
+        temperature: float,
+        guidance: float,
+        *values: Any,
+        progress: Any = gr.Progress(),  # noqa: B008  Gradio finds the progress bar by this default
+    ) -> tuple[Any, ...]:
+        """Sample, and fill the table, the files, the plots and the map."""
+        if rows is None or not 1 <= rows <= MAX_ROWS:
+            raise gr.Error(f"Rows must be from 1 to {MAX_ROWS}.")
+        if seed is None or seed < 0 or seed != int(seed):
+            raise gr.Error("The seed must be a whole number of at least 0.")
+        records, latents, total = [], [], int(rows)
+        progress(0, desc="Sampling")
+        try:
+            condition = read_condition(self.columns, values)
+            options = {"temperature": temperature, "guidance_scale": guidance, "condition": condition or None}
+            for part in self.pipeline.stream(total, min(BATCH_ROWS, total), seed=int(seed), **options):
+                records += part.records
+                if part.records:
+                    latents.append(part.latents.float().cpu().numpy())
+                progress((len(records), total), desc="Sampling", unit="records")
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        if not records:
+            raise gr.Error("No record met the condition: relax it.")
+        table = self.pipeline.schema.to_pandas(records)
+        folder = Path(tempfile.mkdtemp(prefix="difflm-"))
+        table.to_csv(folder / "synthetic.csv", index=False)
+        table.to_parquet(folder / "synthetic.parquet", index=False)
+        kept = np.concatenate(latents)
+        image, pixels = draw_map(kept, self._colours(table), [])
+        state = {"latents": kept, "pixels": pixels, "chosen": [], "seed": int(seed), "table": table}
+        figure = None if self.reference is None else draw_comparison(self.reference, table)
+        given_up = total - len(records)
+        note = f"{len(records):,} records" + (f"; {given_up} given up: relax the condition" if given_up else "")
+        files = (str(folder / "synthetic.csv"), str(folder / "synthetic.parquet"))
+        buttons = [gr.DownloadButton(value=file, interactive=True) for file in files]
+        return note, table, *buttons, image, figure, state, table.head(0)
+
+    def choose(self, state: dict[str, Any] | None, event: gr.SelectData) -> tuple[Any, ...]:
+        """A click on the map: decode the nearest latent, or walk to it from the one clicked before."""
+        if not state:
+            raise gr.Error("Sample some records first.")
+        x, y = event.index
+        nearest = int(np.hypot(state["pixels"][:, 0] - x, state["pixels"][:, 1] - y).argmin())
+        chosen = [*state["chosen"][-1:], nearest] if len(state["chosen"]) < 2 else [nearest]
+        if chosen[:1] == chosen[1:]:
+            chosen = [nearest]
+        state = state | {"chosen": chosen}
+        ends = torch.from_numpy(state["latents"][chosen]).float()
+        weights = torch.linspace(0, 1, WALK_STEPS)[:, None] if len(ends) == 2 else torch.zeros(1, 1)
+        walk = torch.lerp(ends[:1], ends[-1:], weights)
+        # The likeliest words, so that what changes along the way is the latent alone.
+        output = self.pipeline(len(walk), latents=walk, seed=state["seed"], temperature=0.0)
+        image, _ = draw_map(state["latents"], self._colours(state["table"]), chosen)
+        return image, output.to_pandas(), state
+
+    def _colours(self, table: pd.DataFrame) -> pd.Series:
+        few = [column.name for column in self.columns if column.kind in ("category", "boolean")]
+        return table[few[0] if few else table.columns[0]].reset_index(drop=True)
+
+
+def _condition_control(column: Any) -> Any:
+    shared = {"label": column.name, "elem_id": f"condition-{column.name}"}
+    if column.kind == "boolean":
+        return gr.Dropdown(["true", "false"], multiselect=True, info="any if empty", **shared)
+    if column.kind == "category":
+        return gr.Dropdown(list(column.categories), multiselect=True, info="any if empty", **shared)
+    example = f"{column.minimum}..{column.maximum}" if column.minimum is not None else "1..10"
+    return gr.Textbox(placeholder=f"any, or for example {example}", **shared)
+
+
+def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "DiffLM") -> gr.Blocks:
+    """Build the app for a loaded pipeline."""
+    app = App(pipeline, reference)
+    with gr.Blocks(title=title) as blocks:
+        gr.Markdown(f"# {title}\nSynthetic records from a latent diffusion model in front of a frozen language model.")
+        state = gr.State()
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                rows = gr.Slider(1, MAX_ROWS, 100, step=1, label="Records", elem_id="rows")
+                seed = gr.Number(0, precision=0, label="Seed", info="the same seed, the same records", elem_id="seed")
+                with gr.Accordion("Fix columns", open=False, elem_id="conditions"):
+                    controls = [_condition_control(column) for column in app.columns]
+                with gr.Accordion("Advanced", open=False):
+                    temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="of the language model")
+                    guidance = gr.Slider(0.5, 5, 1, step=0.1, label="Guidance", info="towards the fixed columns")
+                button = gr.Button("Sample", variant="primary", elem_id="sample")
+                note = gr.Markdown(elem_id="note")
+                with gr.Row():
+                    csv = gr.DownloadButton("CSV", interactive=False, elem_id="csv", min_width=100)
+                    parquet = gr.DownloadButton("Parquet", interactive=False, elem_id="parquet", min_width=100)
+            with gr.Column(scale=3, min_width=320):
+                table = gr.Dataframe(label="Records", interactive=False, elem_id="table", max_height=420)
+                plots = gr.Plot(label="Real and synthetic", visible=reference is not None, elem_id="plots")
+                gr.Markdown("Click a point to decode it, then another to walk between the two.")
+                image = gr.Image(
+                    label="Latent map", interactive=False, elem_id="latent-map", format="png", buttons=["download"]
+                )
+                walk = gr.Dataframe(label="Decoded", interactive=False, elem_id="walk")
+        outputs = [note, table, csv, parquet, image, plots, state, walk]
+        button.click(app.sample, [rows, seed, temperature, guidance, *controls], outputs, api_name="sample")
+        image.select(app.choose, [state], [image, walk, state], api_name=False)
+    return blocks
+
+
+if __name__ == "__main__":
+    source = pipeline_name()
+    build(load_pipeline(source), load_reference(), Path(source).name).queue().launch(css=CSS)
