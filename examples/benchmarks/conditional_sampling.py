@@ -1,8 +1,8 @@
 """Do records sampled under a condition follow the real records that satisfy it?
 
 For each condition and guidance scale, prints the mean shape error (SDMetrics' 1 - KS or 1 - TV complement, percent) of
-the *other* columns against the real rows that satisfy the condition. Scale 0 leaves the latent ignorant of the condition
-(the grammar alone enforces it), 1 is the conditional denoiser, more is classifier-free guidance.
+the *other* columns against the real rows that satisfy the condition. Scale 0 leaves the latent ignorant of the
+condition (the grammar alone enforces it), 1 is the conditional denoiser, more is classifier-free guidance.
 
     python examples/benchmarks/conditional_sampling.py PIPELINE REAL.csv --condition island=Dream [--json PATH]
 """

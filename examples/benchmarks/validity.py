@@ -101,7 +101,10 @@ def check(name: str, pipe: DiffLMPipeline, num_samples: int) -> dict[str, Any]:
         "valid_percent": 100.0 * valid / returned,
         "seconds": time.monotonic() - started,
     }
-    print(f"{name:<45} {row['record_format']:<7} {valid:>6} of {returned} valid ({row['valid_percent']:.2f} %)", flush=True)
+    print(
+        f"{name:<45} {row['record_format']:<7} {valid:>6} of {returned} valid ({row['valid_percent']:.2f} %)",
+        flush=True,
+    )
     return row
 
 
