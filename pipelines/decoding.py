@@ -31,6 +31,7 @@ This file is published beside the weights and imports nothing of ours.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -99,9 +100,28 @@ def _tokenize_checked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
         candidates = [plain] + ([behind[len(before) :]] if behind[: len(before)] == before else [])
         for candidate in candidates:
             # Decoded behind the anchor, because a decoder may drop the first space of a text.
-            if candidate and before and decode(before + candidate) == anchor + text and decode(before) == anchor:
+            if candidate and before and decode(before + candidate) == decode(before) + text:
                 return candidate
     raise DecodingError(f"the tokenizer cannot spell {text!r}: no tokenisation of it decodes to the same text.")
+
+
+class _WrappedTokenizer:
+    """A tokenizer as the grammar library's wrapper wants it, for those that the library does not read rightly."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_id: int, native: Any) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id, self.bos_token_id = eos_token_id, tokenizer.bos_token_id
+        self.special_token_ids = sorted({*tokenizer.all_special_ids, eos_token_id})
+        if native is not None:
+            self.tokens = [native.decode_bytes([token]) for token in range(len(tokenizer))]
+            return
+        anchor = tokenize_segment(tokenizer, "0")  # a token is what it adds to a decoded text
+        start = len(tokenizer.decode(anchor))
+        texts = [str(tokenizer.decode([*anchor, token]))[start:] for token in range(len(tokenizer))]
+        self.tokens = [text.encode() if "\ufffd" not in text else b"" for text in texts]
+
+    def __call__(self, text: str) -> list[int]:
+        return tokenize_segment(self._tokenizer, text)
 
 
 class Vocabulary:
@@ -110,7 +130,7 @@ class Vocabulary:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        A tokenizer of the `tokenizers` library ("fast").
+        The decoder's tokenizer.
     vocab_size : int
         Number of logits of the decoder; it may exceed the tokenizer's vocabulary.
     eos_token_id : int
@@ -127,13 +147,14 @@ class Vocabulary:
         self.vocab_size = vocab_size
         self.eos_token_id = eos_token_id
         self.size = max(vocab_size, len(tokenizer))
-        try:
+        self.tokens: Any = None
+        # A ValueError: not of the `tokenizers` library, or with a decoder that the grammar library cannot read.
+        with contextlib.suppress(ValueError):
             self.tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=self.size, eos_token=eos_token_id)
-        except ValueError as error:
-            raise DecodingError(
-                f"{type(tokenizer).__name__} cannot be used for constrained decoding ({error}): load it with "
-                "AutoTokenizer as a fast tokenizer, or sample with constrained=False."
-            ) from error
+        # The library's own tokenisation of forced text fails (a panic) where the tokenizer adds a space before it.
+        if self.tokens is None or self.tokens.decode_bytes(self.tokens.tokenize_str('"')) != b'"':
+            wrapper = llguidance.TokenizerWrapper(_WrappedTokenizer(tokenizer, eos_token_id, self.tokens))
+            self.tokens = llguidance.LLTokenizer(wrapper, n_vocab=self.size, eos_token=eos_token_id)
         special = set(tokenizer.all_special_ids) | {eos_token_id}
         self.number_tokens: list[tuple[int, str]] = []
         for token in range(min(vocab_size, len(tokenizer))):
@@ -348,7 +369,9 @@ class _Value:
                 vocabulary.tokens, _library_grammar(spec, vocabulary.library.LLMatcher)
             )
             if self.matcher.is_error():
-                raise DecodingError(f"column {spec.name!r}: it has no grammar: {self.matcher.get_error()}")
+                raise DecodingError(
+                    f"column {spec.name!r}: it has no grammar: {self.matcher.get_error().splitlines()[0]}"
+                )
             # The longest spelling of a character is six tokens (an escape); two quotes surround a string.
             bounded = spec.max_length is not None and spec.kind != "json"
             self.max_tokens = 6 * (spec.max_length or 0) + 2 if bounded else None
@@ -587,7 +610,7 @@ class RowState:
         bits = np.zeros((constraint.vocabulary.size + 31) // 32, dtype=np.int32)
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self._matcher.is_error():
-            raise DecodingError(f"column {value.spec.name!r}: {self._matcher.get_error()}")
+            raise DecodingError(f"column {value.spec.name!r}: {self._matcher.get_error().splitlines()[0]}")
         mask = np.unpackbits(bits.view(np.uint8), bitorder="little")[: constraint.vocab_size].view(np.bool_)
         # The library says "complete" by allowing EOS: here the first token after the value stands for it.
         complete = bool(mask[constraint.eos_token_id])

@@ -1,0 +1,246 @@
+"""The packed loop writes what transformers' generate writes, for several architectures and every injection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import DynamicCache
+
+from difflm.modeling_difflm import Injection, bias_embeddings
+from difflm.pipelines.decoding import RecordConstraint, ValueSpec
+from difflm.pipelines.fast_decoding import UnsupportedDecoderError, _split, decode_rows, supports
+from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom, choose_tokens
+
+
+SIZES = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "initializer_range": 0.3,  # far from uniform, so that attention matters
+}
+ROWS = 12
+
+
+def make_decoder(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if name == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    if name == "granite":  # scales its logits: its output layer is not one plain linear map
+        return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=2.0)).eval()
+    if name == "gemma2":  # soft-capped attention, which the packed attention does not know
+        return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=258, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, initializer_range=0.3
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "granite"])
+def decoder(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_decoder(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> PreTrainedModel:
+    return make_decoder("llama")
+
+
+@pytest.fixture(scope="module")
+def constraint(decoder_tokenizer: PreTrainedTokenizerFast) -> RecordConstraint:
+    return RecordConstraint.compile(
+        decoder_tokenizer,
+        vocab_size=258,
+        bos_token_id=0,
+        eos_token_id=1,
+        fixed_segments=['{"age": ', ', "city": ', ', "note": ', ', "x": ', "}"],
+        values=[
+            ValueSpec("age", "integer", minimum=0, maximum=120, nullable=True),
+            ValueSpec("city", "category", texts=('"Rome"', '"Romford"', '"Oslo"')),
+            ValueSpec("note", "text", max_length=5),
+            ValueSpec("x", "decimal", decimals=2, minimum=-4, maximum=4, bounded=True),
+        ],
+    )
+
+
+def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Injection:
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    if kind == "kv_memory":
+        heads = getattr(decoder.config, "num_key_value_heads", 4)
+        return Injection(past_key_values=[(noise(rows, heads, 3, 8), noise(rows, heads, 3, 8)) for _ in range(2)])
+    if kind == "soft_prompt":
+        return Injection(prefix_embeds=noise(rows, 5, 32))
+    return Injection(token_bias=noise(rows, 32))
+
+
+def randoms(rows: int = ROWS) -> list[RowRandom]:
+    return [RowRandom(3, row) for row in range(rows)]
+
+
+@torch.no_grad()
+def reference(
+    decoder: PreTrainedModel, injection: Injection, processor: RecordLogitsProcessor, new: int
+) -> list[list[int]]:
+    """The same by `generate`: tokens up to EOS."""
+    embeddings = decoder.get_input_embeddings()
+    arguments = {}
+    with bias_embeddings(embeddings, injection.token_bias):
+        embeds = embeddings(torch.zeros(ROWS, 1, dtype=torch.long))
+        if injection.prefix_embeds is not None:
+            embeds = torch.cat([injection.prefix_embeds, embeds], dim=1)
+        if injection.past_key_values is not None:
+            arguments["past_key_values"] = DynamicCache()
+            for layer, (key, value) in enumerate(injection.past_key_values):
+                arguments["past_key_values"].update(key, value, layer)
+            embeds = embeds.expand(-1, injection.length + 1, -1)
+        written = decoder.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            logits_processor=LogitsProcessorList([processor]),
+            do_sample=False,
+            max_new_tokens=new,
+            eos_token_id=1,
+            pad_token_id=1,
+            **arguments,
+        ).tolist()
+    return [row[: row.index(1) + 1] if 1 in row else row for row in written]
+
+
+@pytest.mark.parametrize("kind", ["kv_memory", "soft_prompt", "embedding"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 40, "top_p": 0.9}], ids=["plain", "top"])
+def test_same_tokens_as_generate(
+    decoder: PreTrainedModel, constraint: RecordConstraint, kind: str, options: dict[str, float]
+) -> None:
+    injection = make_injection(kind, decoder)
+    expected = reference(decoder, injection, RecordLogitsProcessor(constraint, randoms(), **options), 100)
+    for batch_size in (1, 5, 64):
+        found = decode_rows(
+            decoder, injection, constraint, randoms(), choose=choose_tokens, batch_size=batch_size, **options
+        )
+        assert found == expected
+    assert len({constraint.text(row) for row in expected}) == ROWS
+    assert len({len(row) for row in expected}) > 1  # rows finish at different times
+
+
+def test_same_tokens_as_generate_without_constraint(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    injection = make_injection("kv_memory", llama)
+    processor = RecordLogitsProcessor(constraint, randoms(), constrained=False, temperature=0.5)
+    expected = reference(llama, injection, processor, 12)
+    found = decode_rows(
+        llama,
+        injection,
+        constraint,
+        randoms(),
+        choose=choose_tokens,
+        constrained=False,
+        temperature=0.5,
+        batch_size=5,
+        max_new_tokens=12,
+    )
+    assert found == expected
+    assert max(map(len, found)) == 12
+
+
+def test_the_injection_decides_the_row(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    first = make_injection("kv_memory", llama)
+    second = first.select(torch.arange(ROWS).roll(1))
+    decoded = []
+    for injection in (first, second):
+        same = [RowRandom(0, 0) for _ in range(ROWS)]
+        decoded.append(decode_rows(llama, injection, constraint, same, choose=choose_tokens))
+    assert decoded[1] == decoded[0][-1:] + decoded[0][:-1]
+    assert len({tuple(row) for row in decoded[0]}) > 1
+
+
+def test_given_cells_hold_and_finished_rows_are_reported(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    given = [{"age": str(row), "city": '"Oslo"'} for row in range(ROWS - 1)]
+    given.append({"age": "7", "city": '"Rome"', "note": '"a"', "x": "0.25"})  # nothing is left to decode
+    done: list[int] = []
+    found = decode_rows(
+        llama,
+        make_injection("embedding", llama),
+        constraint,
+        randoms(),
+        choose=choose_tokens,
+        given_texts=given,
+        batch_size=4,
+        on_rows_done=done.append,
+    )
+    texts = [constraint.text(row) for row in found]
+    assert all(text.startswith(f'{{"age": {row}, "city": "Oslo", ') for row, text in enumerate(texts[:-1]))
+    assert texts[-1] == '{"age": 7, "city": "Rome", "note": "a", "x": 0.25}'
+    assert sum(done) == ROWS
+    assert len(done) > 1
+
+
+def test_records_are_cut_at_max_new_tokens(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    found = decode_rows(
+        llama, make_injection("embedding", llama), constraint, randoms(), choose=choose_tokens, max_new_tokens=20
+    )
+    assert [len(row) for row in found] == [20] * ROWS
+
+
+def test_only_choices_cost_a_pass(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    passes: list[int] = []
+    handle = llama.model.register_forward_hook(lambda module, args, output: passes.append(1))
+    given = [{"age": "7", "note": '"a"', "x": "0.25"}]  # two choices are left at most: "Ro|Os", then "m|e"
+    decode_rows(
+        llama, make_injection("embedding", llama, 1), constraint, randoms(1), choose=choose_tokens, given_texts=given
+    )
+    handle.remove()
+    assert len(passes) in (1, 2)
+
+
+def test_the_decoder_is_left_as_it_was(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    before = (llama.config._attn_implementation, llama.training)
+    with pytest.raises(RuntimeError, match="stop"):
+        decode_rows(llama, make_injection("embedding", llama), constraint, randoms(), choose=_stop)
+    assert (llama.config._attn_implementation, llama.training) == before
+
+
+def _stop(*args: object, **kwargs: object) -> list[int]:
+    raise RuntimeError("stop")
+
+
+def test_a_decoder_with_other_attention_is_refused(constraint: RecordConstraint) -> None:
+    gemma = make_decoder("gemma2")
+    assert not supports(gemma)
+    with pytest.raises(UnsupportedDecoderError, match="Gemma2ForCausalLM.*fast=False"):
+        decode_rows(gemma, Injection(token_bias=torch.zeros(1, 32)), constraint, randoms(1), choose=choose_tokens)
+
+
+def test_no_rows_and_no_batch(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    nothing = Injection(token_bias=torch.zeros(0, 32))
+    assert decode_rows(llama, nothing, constraint, [], choose=choose_tokens) == []
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        decode_rows(llama, nothing, constraint, [], choose=choose_tokens, batch_size=0)
+
+
+def test_long_runs_are_padded_apart() -> None:
+    assert [group.tolist() for group in _split(np.array([2, 2, 2, 2]))] == [[0, 1, 2, 3]]
+    assert [group.tolist() for group in _split(np.array([1, 30, 2, 1, 1, 28]))] == [[0, 2, 3, 4], [1, 5]]
+    assert [group.tolist() for group in _split(np.array([9]))] == [[0]]

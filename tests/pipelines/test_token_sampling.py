@@ -1,0 +1,185 @@
+"""Drawing tokens: the model's distribution renormalised, and randomness that belongs to a row."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from difflm.pipelines.token_sampling import (
+    RecordLogitsProcessor,
+    RowRandom,
+    SamplingError,
+    check_sampling_options,
+    choose_tokens,
+)
+
+
+def draw(logits: torch.Tensor, choices: np.ndarray, number: int, **options: object) -> np.ndarray:
+    """Tokens of `number` rows with the same logits [vocab_size]."""
+    randoms = [RowRandom(0, row) for row in range(number)]
+    return np.array(choose_tokens(logits.expand(number, -1), [choices] * number, randoms, **options))
+
+
+def expected_distribution(logits: torch.Tensor, choices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    ids = np.flatnonzero(choices) if choices.dtype == np.bool_ else choices
+    weights = np.exp(logits.double().numpy()[ids] / temperature)
+    full = np.zeros(len(logits))
+    full[ids] = weights / weights.sum()
+    return full
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_frequencies_match_the_renormalised_model(dense: bool, temperature: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1500)
+    logits[[3, 700, 1400]] += 8.0  # likely tokens at both ends of several blocks, one of them not allowed
+    if dense:
+        choices = np.ones(1500, dtype=np.bool_)
+        choices[700] = False
+    else:
+        choices = np.array([3, 4, 5, 255, 256, 1400], dtype=np.int64)
+        logits[[4, 5, 255, 256]] = torch.tensor([9.0, 7.0, -3.0, 8.0])
+    number = 20_000
+    frequencies = np.bincount(draw(logits, choices, number, temperature=temperature), minlength=1500) / number
+    expected = expected_distribution(logits, choices, temperature)
+    error = np.sqrt(expected * (1 - expected) / number)
+    assert (frequencies[expected == 0] == 0).all()
+    assert (np.abs(frequencies - expected) <= 5 * error + 1 / number).all()
+    assert expected.max() < 0.9
+
+
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    choices = np.array([1, 2, 3])
+    for row in range(50):
+        uniform = RowRandom(7, row).uniform()
+        expected = choices[np.searchsorted(np.cumsum([2 / 9, 3 / 9, 4 / 9]), uniform, side="right")]
+        assert choose_tokens(logits[None], [choices], [RowRandom(7, row)]) == [expected]
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(9, 3000)
+    mask = np.zeros(3000, dtype=np.bool_)
+    mask[::2] = True
+    choices = [mask if row % 3 else np.arange(row + 1, 40 * row + 7) for row in range(9)]
+    options = {"top_k": 50, "top_p": 0.9, "temperature": 1.3}
+    together = choose_tokens(logits, choices, [RowRandom(5, row) for row in range(9)], **options)
+    alone = [choose_tokens(logits[[r]], [choices[r]], [RowRandom(5, r)], **options)[0] for r in range(9)]
+    assert together == alone
+
+
+def test_columns_of_a_partial_output_layer() -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(40, 500)
+    columns = np.array([2, 3, 5, 7, 11, 400, 499])
+    choices = [columns[row % 3 :: 2] for row in range(40)]
+    whole = choose_tokens(logits, choices, [RowRandom(0, row) for row in range(40)])
+    part = choose_tokens(logits[:, columns], choices, [RowRandom(0, row) for row in range(40)], columns=columns)
+    assert whole == part
+    assert len(set(whole)) > 3
+
+
+def test_top_k_top_p_and_temperature_zero() -> None:
+    logits = torch.log(torch.tensor([0.4, 0.05, 0.3, 0.15, 0.1]))
+    everything = np.arange(5)
+    assert set(draw(logits, everything, 400, top_k=2)) == {0, 2}
+    assert set(draw(logits, everything, 400, top_p=0.6)) == {0, 2}
+    assert set(draw(logits, everything, 400, top_p=0.75)) == {0, 2, 3}
+    assert set(draw(logits, np.array([1, 3, 4]), 400, top_k=1)) == {3}  # of the allowed tokens
+    assert set(draw(logits, np.array([1, 2, 3]), 50, temperature=0)) == {2}
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(SamplingError, match="not finite"):
+        draw(torch.full((4,), float("nan")), np.arange(4), 1)
+
+
+def test_row_randomness_is_a_function_of_seed_row_and_attempt() -> None:
+    keys = list(itertools.product((-1, 0, 1, 2**40), (0, 1), (0, 1)))
+    streams = {key: tuple(RowRandom(*key).uniform() for _ in range(3)) for key in keys}
+    latents = {key: torch.randn(2, generator=RowRandom(*key).latent_generator()).tolist() for key in keys}
+    assert len(set(streams.values())) == len(keys)
+    assert len({tuple(value) for value in latents.values()}) == len(keys)
+    assert all(tuple(RowRandom(*key).uniform() for _ in range(1)) == streams[key][:1] for key in keys)
+    random = RowRandom(np.int64(3), 4)
+    used = [random.uniform() for _ in range(5)]
+    assert torch.equal(
+        torch.randn(3, generator=random.latent_generator()),
+        torch.randn(3, generator=RowRandom(3, 4).latent_generator()),
+    )
+    assert all(0 <= number < 1 for number in used)
+
+
+@pytest.mark.parametrize("arguments", [("1", 0), (1.5, 0), (None, 0), (True, 0), (0, -1), (0, 0, -2), (0, "a")])
+def test_wrong_seeds_and_rows_are_refused(arguments: tuple) -> None:
+    with pytest.raises(SamplingError, match="must be an integer"):
+        RowRandom(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((-1, None, None), "temperature"),
+        ((float("inf"), None, None), "temperature"),
+        ((float("nan"), None, None), "temperature"),
+        (("hot", None, None), "temperature"),
+        ((1, -1, None), "top_k"),
+        ((1, 1.5, None), "top_k"),
+        ((1, None, 0), "top_p"),
+        ((1, None, 1.1), "top_p"),
+    ],
+)
+def test_options_out_of_range_are_named(options: tuple, message: str) -> None:
+    with pytest.raises(SamplingError, match=message):
+        check_sampling_options(*options)
+
+
+class _TwoChoices:
+    """A constraint: one forced token, then two choices among 0, 2 and 3, then EOS (1)."""
+
+    eos_token_id = 1
+
+    def start(self, given_texts: object = None, *, constrained: bool = True) -> _TwoChoices:
+        state = _TwoChoices()
+        state.left, state.done, state.pending = 2, False, [4]
+        return state
+
+    def forced(self) -> list[int]:
+        run, self.pending = self.pending, []
+        return run
+
+    def choices(self) -> np.ndarray:
+        return np.array([0, 2, 3])
+
+    def advance(self, token: int) -> None:
+        self.left -= 1
+        self.done = self.left == 0
+        self.pending = [1] if self.done else []
+
+
+def test_the_processor_leaves_one_token_per_row() -> None:
+    processor = RecordLogitsProcessor(_TwoChoices(), [RowRandom(0, 0), RowRandom(0, 1)])
+    ids = torch.empty(2, 0, dtype=torch.long)
+    written = []
+    for _ in range(5):
+        scores = processor(ids, torch.zeros(2, 6))
+        assert torch.isfinite(scores).sum(dim=1).tolist() == [1, 1]
+        written.append(scores.argmax(dim=1))
+        ids = torch.stack(written, dim=1)
+    assert ids[:, 0].tolist() == [4, 4]
+    assert set(ids[:, 1:3].unique().tolist()) <= {0, 2, 3}
+    assert ids[:, 3:].tolist() == [[1, 1], [1, 1]]
+
+
+def test_the_processor_refuses_another_batch_or_call() -> None:
+    with pytest.raises(SamplingError, match="3 rows are generated"):
+        RecordLogitsProcessor(_TwoChoices(), [RowRandom(0, 0)])(torch.empty(3, 0), torch.zeros(3, 6))
+    processor = RecordLogitsProcessor(_TwoChoices(), [RowRandom(0, 0)])
+    processor(torch.empty(1, 0), torch.zeros(1, 6))
+    with pytest.raises(SamplingError, match="one call of generate"):
+        processor(torch.empty(1, 0), torch.zeros(1, 6))
