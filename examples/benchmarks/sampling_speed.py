@@ -153,7 +153,9 @@ def by_pipeline(pipe: DiffLMPipeline, latents: torch.Tensor, **options: Any) -> 
 
 
 @torch.no_grad()
-def published_loop(pipe: DiffLMPipeline, latents: torch.Tensor, max_tokens: int) -> tuple[int, int, int]:
+def published_loop(
+    pipe: DiffLMPipeline, latents: torch.Tensor, max_tokens: int, stop_at_eos: bool
+) -> tuple[int, int, int]:
     """One row at a time; every token recomputes prefix and injection's attention without a cache of tokens."""
     decoder, config, valid, tokens = pipe.autoencoder.decoder, pipe.autoencoder.config, 0, 0
     torch.manual_seed(0)
@@ -164,7 +166,7 @@ def published_loop(pipe: DiffLMPipeline, latents: torch.Tensor, max_tokens: int)
             logits = decoder(torch.tensor([written]), past_key_values=cache, use_cache=True).logits[0, -1]
             token = int(torch.multinomial(logits.float().softmax(-1), 1))
             tokens += 1
-            if token == config.eos_token_id:
+            if token == config.eos_token_id and stop_at_eos:
                 break
             written.append(token)
         try:
@@ -203,7 +205,7 @@ def be_great(pipe: DiffLMPipeline, frame: pd.DataFrame, rows: int) -> dict[str, 
     dataset = GReaTDataset.from_pandas(frame, preserve_index=False)
     dataset.set_tokenizer(great.tokenizer)
     max_length = round(statistics.mean(len(dataset._getitem(row)["input_ids"]) for row in range(50)))
-    start = great._get_start_sampler("", {})
+    start = great._get_start_sampler("", None)
 
     @torch.no_grad()
     def run() -> tuple[int, int, int]:
@@ -261,7 +263,9 @@ def benchmark(
     pipe.register_to_config(max_new_tokens=limit)
     figures["generate_constrained"] = measure(by_pipeline(pipe, batch, fast=False, batch_size=batch_size))
     few = latents[:4]
-    figures["published_loop"] = measure(lambda: published_loop(pipe, few, 2 * length if trained else length))
+    figures["published_loop"] = measure(
+        lambda: published_loop(pipe, few, 2 * length if trained else length, stop_at_eos=trained)
+    )
     figures["be_great"] = be_great(pipe, frame, 100)
     floors = {}
     for size in sorted({64, 128, batch_size}):
