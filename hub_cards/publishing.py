@@ -56,6 +56,7 @@ def push_space(
     -------
     huggingface_hub.CommitInfo
     """
+    check_repo_id(repo_id)
     api = HfApi(token=token)
     api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     with tempfile.TemporaryDirectory() as staging:

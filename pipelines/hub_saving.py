@@ -179,7 +179,10 @@ def write_code(folder: Path, sources: Mapping[str, str]) -> None:
     index.pop("_name_or_path", None)
     _write_json(folder / INDEX, index)
     config = _read_json(folder / "autoencoder" / "config.json")
-    _write_json(folder / "autoencoder" / "config.json", config | {"auto_map": AUTO_MAP})
+    encoder_config = dict(config.get("encoder_config") or {})
+    encoder_config.pop("_name_or_path", None)
+    config |= {"encoder_config": encoder_config, "auto_map": AUTO_MAP}
+    _write_json(folder / "autoencoder" / "config.json", config)
 
 
 # -------------------------------------------------------------------- digests

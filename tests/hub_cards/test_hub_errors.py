@@ -257,6 +257,14 @@ def test_hub_save_refuses_other_formats(random_pipeline, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_hub_save_tells_nothing_of_this_machine(saved, model_folders):
+    config = json.loads((saved / "autoencoder" / "config.json").read_text())
+    # Only where the decoder is must be known at load, and here it is a folder.
+    told = [name for name, value in config.items() if model_folders["encoder"] in json.dumps(value)]
+    assert told == ["encoder_name_or_path"]
+    assert "_name_or_path" not in json.loads((saved / "model_index.json").read_text())
+
+
 def test_hub_save_can_push(hub, random_pipeline, tmp_path):
     random_pipeline.save_pretrained(tmp_path / "toys", push_to_hub=True, token="hf_user", repo_id="user/toys")
     index = json.loads(hub.repos["model", "user/toys"].files["model_index.json"])
