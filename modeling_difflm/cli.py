@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from difflm.cli_evaluate import run_evaluate
 from difflm.cli_hub import run_hub_command
 from difflm.cli_parser import build_parser
 
@@ -227,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser().parse_args(words)
-    run = {"fit": _run_fit, "sample": _run_sample, "info": _run_info}.get(arguments.command, run_hub_command)
+    own = {"fit": _run_fit, "sample": _run_sample, "evaluate": run_evaluate, "info": _run_info}
+    run = own.get(arguments.command, run_hub_command)
     try:
         return run(arguments)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from difflm import __version__
+from difflm.cli_evaluate import add_evaluate_command
 from difflm.cli_hub import add_hub_commands
 
 
@@ -63,10 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--traceback", action="store_true", help="show the whole traceback of an error (default: one line)"
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{fit,sample,info,card,push,space}")
+    names = "{fit,sample,evaluate,info,card,push,space}"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     _add_fit(commands)
     _add_sample(commands)
     _add_info(commands)
+    add_evaluate_command(commands, _HelpFormatter)
     add_hub_commands(commands, _HelpFormatter)
     return parser
 

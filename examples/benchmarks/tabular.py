@@ -1,0 +1,233 @@
+"""Fit, sample and judge generators on the five tables of the paper; one JSON per (dataset, method, seed).
+
+    python examples/benchmarks/tabular.py --dataset adult --data-dir DATA --methods real,independent,difflm
+    python examples/benchmarks/tabular.py --render            # results/README.md, from the JSONs alone
+    python examples/benchmarks/tabular.py --render --check    # fails if the committed table differs
+
+DATA holds <dataset>/{train,validation,test}.csv and spec.json. Instead, --hub-dataset USER/NAME takes the splits of
+these names from a dataset on the Hub, with a --spec file.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabular_table import render
+
+from difflm.cli_files import write_atomically
+from difflm.training.evaluation.baselines import BaselineUnavailableError, baselines
+from difflm.training.evaluation.distributions import copies
+from difflm.training.evaluation.figures import Evaluation, evaluate_tables
+from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.tables import EvaluationError, TableSpec
+
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
+SPLITS = ("train", "validation", "test")
+PRIORS = {"difflm": "diffusion", "difflm_gmm": "gmm", "difflm_gaussian": "gaussian", "difflm_encode": "encode"}
+PACKAGES = (
+    "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
+    "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
+)  # fmt: skip
+
+
+def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.DataFrame], TableSpec]:
+    """Read the three splits and the spec of a dataset."""
+    if arguments.data_dir is None:
+        if arguments.hub_dataset is None or arguments.spec is None:
+            raise SystemExit("give --data-dir, or --hub-dataset and --spec")
+        from datasets import load_dataset
+
+        loaded = load_dataset(arguments.hub_dataset)
+        tables, settings = (
+            {name: loaded[name].to_pandas() for name in SPLITS},
+            json.loads(Path(arguments.spec).read_text()),
+        )
+    else:
+        folder = Path(arguments.data_dir) / dataset
+        settings = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+        # Empty cells alone are missing: "?" and "NA" are categories of these tables.
+        tables = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in SPLITS}
+    regression = settings["task"] == "regression"
+    spec = TableSpec.infer(
+        tables["train"],
+        target=settings["target"],
+        categorical=settings["categorical"],
+        task="regression" if regression else "classification",
+        positive=settings.get("positive"),
+        log_target=regression,
+    )
+    return tables, spec
+
+
+def sample_difflm(
+    prior: str, tables: dict[str, pd.DataFrame], arguments: argparse.Namespace, seed: int, folder: Path
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fit a DiffLM within the budget (unless ``folder`` holds one) and sample as many rows as were trained on."""
+    from difflm.pipelines import DiffLMPipeline
+    from difflm.training.train_difflm import fit
+
+    details: dict[str, Any] = {"preset": arguments.preset, "prior": prior}
+    started = time.monotonic()
+    if not (folder / "model_index.json").is_file():
+        train, validation = tables["train"], tables["validation"]
+        fit(
+            train,
+            folder,
+            preset=arguments.preset,
+            seed=seed,
+            max_minutes=arguments.budget_minutes,
+            validation=validation,
+            resume=folder.exists(),
+        )
+    details["fit_seconds"] = round(time.monotonic() - started, 1)
+    pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
+    keywords = {} if prior == "diffusion" else {"prior": prior}
+    if prior == "encode":
+        keywords["records"] = pipe.schema.to_records(tables["train"])
+    result = pipe(num_samples=arguments.rows or len(tables["train"]), seed=seed, **keywords)
+    details["sample_seconds"] = round(time.monotonic() - started, 1)
+    details["validity_rate"] = float(result.valid_first_attempt)
+    return result.to_pandas(), details
+
+
+def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int) -> dict[str, Any]:
+    """Fit, sample and evaluate; what fails is an entry that says why."""
+    tables, spec = load(arguments, dataset)
+    train = tables["train"]
+    if arguments.train_rows and len(train) > arguments.train_rows:
+        train = train.sample(arguments.train_rows, random_state=seed).reset_index(drop=True)
+    entry: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed, "train_rows": len(train)}
+    entry["budget_minutes"] = arguments.budget_minutes
+    try:
+        if method in PRIORS:
+            keep = Path(arguments.fit_dir or tempfile.mkdtemp(prefix="difflm-")) / f"{dataset}-{seed}"
+            tables_given = tables | {"train": train}
+            rows, details = sample_difflm(PRIORS[method], tables_given, arguments, seed, keep)
+        else:
+            model = baselines()[method](arguments.budget_minutes)
+            started = time.monotonic()
+            model.fit(train, spec, seed)
+            details = {"fit_seconds": round(time.monotonic() - started, 1)}
+            started = time.monotonic()
+            rows = model.sample(arguments.rows or len(tables["train"]))
+            details |= {"sample_seconds": round(time.monotonic() - started, 1)} | model.details
+    except (BaselineUnavailableError, EvaluationError) as error:
+        return entry | {"not_run": str(error)}
+    result = judge(arguments, tables, rows, spec, seed, method)
+    entry |= result.to_dict() | {"fit": details}
+    del entry["pairs"]
+    if "validity_rate" in details:
+        entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
+    return entry
+
+
+def judge(
+    arguments: argparse.Namespace,
+    tables: dict[str, pd.DataFrame],
+    rows: pd.DataFrame,
+    spec: TableSpec,
+    seed: int,
+    method: str,
+) -> Evaluation:
+    """Evaluate sampled rows against the whole training split."""
+    if method == "real":
+        # A table beside itself is no measurement: what remains is what a learner makes of it.
+        train, test = tables["train"], tables["test"]
+        found = machine_learning_efficiency(
+            train, rows, test, spec, validation=tables["validation"], seeds=arguments.seeds
+        )
+        result = Evaluation(details={"mle": {"metric": found.metric, "settings": found.settings}})
+        result.add("mle", *found.scores)
+        result.add("copy_rate", copies(train, test, spec).copy_rate)
+        result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
+        return result
+    result = evaluate_tables(
+        tables["train"],
+        rows,
+        spec,
+        holdout=tables["test"],
+        validation=tables["validation"],
+        seeds=arguments.seeds,
+        seed=seed,
+        attacks=arguments.attacks,
+        progress=lambda step: print(f"  {step}", flush=True),
+    )
+    return result
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    hardware = {"device": device, "machine": platform.machine(), "torch_threads": torch.get_num_threads()}
+    return {"versions": versions, "hardware": hardware}
+
+
+def main() -> int:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="all", help=f"one of {', '.join(DATASETS)}, or all")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the tables")
+    parser.add_argument("--hub-dataset", metavar="USER/NAME", help="take the splits from the Hub instead")
+    parser.add_argument("--spec", metavar="FILE", help="spec.json for --hub-dataset")
+    parser.add_argument("--methods", default="real,independent,smote,gaussian_copula", help="comma-separated")
+    parser.add_argument("--budget-minutes", type=float, default=45.0, help="time limit of one fit (default: 45)")
+    parser.add_argument("--train-rows", type=int, help="fit on a subsample of so many rows (default: all)")
+    parser.add_argument("--rows", type=int, help="rows to sample (default: as many as the training split)")
+    parser.add_argument("--seed", type=int, default=0, help="of fitting and sampling (default: 0)")
+    parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
+    parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")
+    parser.add_argument("--preset", default="small", help="of DiffLM (default: small)")
+    parser.add_argument("--fit-dir", metavar="DIR", help="keep DiffLM's fits here and reuse them (default: temporary)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONs")
+    parser.add_argument("--render", action="store_true", help="write README.md from the JSONs; nothing is run")
+    parser.add_argument("--check", action="store_true", help="with --render: only compare")
+    arguments = parser.parse_args()
+    table = arguments.results / "README.md"
+    if arguments.render:
+        text = render(arguments.results)
+        if arguments.check:
+            same = table.is_file() and table.read_text(encoding="utf-8") == text
+            print(f"{table} {'agrees with' if same else 'differs from'} its JSONs")
+            return 0 if same else 1
+        write_atomically(table, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return 0
+    known = {*baselines(), *PRIORS}
+    methods = arguments.methods.split(",")
+    if unknown := [name for name in methods if name not in known]:
+        parser.error(f"no method {unknown[0]!r}: choose from {', '.join(sorted(known))}")
+    for dataset in DATASETS if arguments.dataset == "all" else [arguments.dataset]:
+        for method in methods:
+            print(f"{dataset}, {method}", flush=True)
+            started = time.monotonic()
+            entry = run_one(arguments, dataset, method, arguments.seed)
+            entry["seconds"] = round(time.monotonic() - started, 1)
+            # The highest of the whole process: run one method at a time to know its own.
+            entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            entry |= environment()
+            path = arguments.results / f"{dataset}-{method}-{arguments.seed}.json"
+            text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
+            arguments.results.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""The results table of tabular.py, made of nothing but the JSONs in a folder."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+
+DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
+METHODS = (
+    "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "great", "icl", "lora_lm",
+    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm",
+)  # fmt: skip
+# Figure to heading and decimals.
+FIGURES = {
+    "shape_error": ("shape error %", 2),
+    "trend_error": ("trend error %", 2),
+    "mle": ("MLE", 3),
+    "detection_auc": ("detection AUC, XGBoost", 3),
+    "detection_score": ("detection score, XGBoost", 3),
+    "detection_auc_logistic": ("detection AUC, logistic", 3),
+    "alpha_precision": ("alpha-precision", 3),
+    "beta_recall": ("beta-recall", 3),
+    "dcr_share": ("DCR share %", 1),
+    "copy_rate": ("copies", 4),
+    "duplicate_rate": ("duplicates", 4),
+    "missing_rate_error": ("missing-rate error", 2),
+    "validity_rate": ("valid texts", 3),
+}
+PUBLISHED_REAL = {"adult": 0.927, "default": 0.770, "magic": 0.946, "shoppers": 0.926, "beijing": 0.423}
+INTRODUCTION = """# Synthetic tables, measured
+
+Written by `python examples/benchmarks/tabular.py --render` from the JSON files of this folder; do not edit.
+
+Fitted on the training split; MLE is XGBoost fitted on the synthetic rows, its settings chosen on the real validation
+split, and scored on the test split (AUC; beijing: RMSE of log(max(pm2.5, 1)), lower is better). Detection: 5-fold,
+equal counts; an AUC of 0.5 and a score of 1 are perfect. DCR share: rows nearer to the training split than to an equal
+number of test rows, 50 is ideal. Copies and duplicates in the row "real" are those of the test split, as a reference.
+± is the standard deviation over repetitions. A small shape error alone proves nothing: see the independent columns.
+"""
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Read the result files of a folder, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*-*-*.json"))]
+
+
+def _cell(runs: list[dict[str, Any]], name: str, digits: int) -> str:
+    figures = [run["figures"][name] for run in runs if run["figures"].get(name, {}).get("mean") is not None]
+    if not figures:
+        return ""
+    values = [figure["mean"] for figure in figures]
+    # Over fits if there are several, else over the learner's seeds.
+    spread = pstdev(values) if len(values) > 1 else figures[0].get("std")
+    return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def _order(method: str) -> tuple[int, str]:
+    return (METHODS.index(method) if method in METHODS else len(METHODS), method)
+
+
+def render(folder: Path) -> str:
+    """Return the text of the table."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for entry in read(folder):
+        groups[entry["dataset"], entry["method"]].append(entry)
+    lines = [INTRODUCTION]
+    for dataset in DATASETS:
+        methods = sorted({method for name, method in groups if name == dataset}, key=_order)
+        if not methods:
+            continue
+        headings = ["method", "fits", "rows fitted", "fit s", *(title for title, _ in FIGURES.values())]
+        lines += [f"## {dataset}\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
+        for method in methods:
+            runs = [run for run in groups[dataset, method] if "not_run" not in run]
+            if not runs:
+                reason = groups[dataset, method][0]["not_run"]
+                lines.append(f"| {method} | not run: {reason} |" + " |" * (len(headings) - 2))
+                continue
+            cells = [
+                method,
+                str(len(runs)),
+                f"{runs[0]['train_rows']:,}",
+                f"{mean(r['fit']['fit_seconds'] for r in runs):.0f}",
+            ]
+            cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    lines += _real(folder, groups)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _real(folder: Path, groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """Compare the learner on real rows with the published row, and with other random splits of the same tables."""
+    rows = [(name, groups[name, "real"]) for name in DATASETS if groups.get((name, "real"))]
+    if not rows:
+        return []
+    path = folder / "real_splits.json"
+    splits = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = ["## Real rows: the learner's upper bound\n"]
+    lines += [
+        "| table | here | published | difference | other random splits: mean ± std, range |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in rows:
+        value = runs[0]["figures"]["mle"]["mean"]
+        other = splits.get(name)
+        text = f"{other['mean']:.3f} ± {other['std']:.3f}, {other['min']:.3f} to {other['max']:.3f}" if other else ""
+        cells = [
+            name,
+            _cell(runs, "mle", 3),
+            f"{PUBLISHED_REAL[name]:.3f}",
+            f"{value - PUBLISHED_REAL[name]:+.3f}",
+            text,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    note = splits.get("note")
+    return [*lines, "", *([note] if note else [])]

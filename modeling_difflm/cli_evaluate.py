@@ -1,0 +1,115 @@
+"""The sub-command that judges a synthetic table: ``difflm evaluate``."""
+
+import argparse
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+
+ATTACKS = ("singling_out", "linkability", "inference")
+
+
+def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+    """Add the sub-command to the parser of ``difflm``."""
+    command = commands.add_parser(
+        "evaluate",
+        help="measure how good a synthetic table is",
+        description="Compare synthetic rows with real ones: evaluation.json with every figure, and report.html.",
+        epilog="example: difflm evaluate --real train.csv --holdout test.csv --synthetic rows.parquet "
+        "--target income -o report",
+        formatter_class=formatter,
+    )
+    command.add_argument("--real", required=True, metavar="FILE", help="training rows of the generator (required)")
+    command.add_argument("--synthetic", required=True, metavar="FILE", help="rows to judge (required)")
+    command.add_argument(
+        "--holdout",
+        metavar="FILE",
+        help="real rows that the generator has not seen (default: no efficiency, distances or attacks)",
+    )
+    command.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="real rows to choose the learner's settings on (default: a tenth of the training rows)",
+    )
+    command.add_argument("--target", metavar="COLUMN", help="column to predict (default: no efficiency)")
+    command.add_argument(
+        "--task", choices=("classification", "regression"), help="of the target (default: by its values)"
+    )
+    command.add_argument("--log-target", action="store_true", help="regression on log(max(y, 1)) (default: on y)")
+    command.add_argument(
+        "--categorical",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="number columns that are codes, not quantities (default: none)",
+    )
+    command.add_argument("--positive", metavar="VALUE", help="class whose AUC is reported (default: the rarer one)")
+    command.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions of what is learnt")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
+    command.add_argument(
+        "--attacks", nargs="+", choices=ATTACKS, default=[], help="privacy attacks, by anonymeter (default: none)"
+    )
+    command.add_argument(
+        "--pipeline", metavar="DIR", help="fitted pipeline: its encodings of both tables are mapped (default: no map)"
+    )
+    command.add_argument("-o", "--output-dir", required=True, metavar="DIR", help="folder to write (required)")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace an evaluation that is already in DIR (default: refuse)"
+    )
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Run ``difflm evaluate``."""
+    for path in filter(None, (arguments.real, arguments.synthetic, arguments.holdout, arguments.validation)):
+        if not Path(path).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {arguments.seeds}")
+    folder = Path(arguments.output_dir)
+    target = folder / "evaluation.json"
+    if target.exists() and not arguments.overwrite:
+        raise FileExistsError(
+            errno.EEXIST, "there is an evaluation already; pass --overwrite to replace it", str(target)
+        )
+    from difflm.cli_files import write_atomically
+    from difflm.training.data import read_table
+    from difflm.training.evaluation.figures import evaluate_tables
+    from difflm.training.evaluation.html_report import latent_pair, write_evaluation_report
+    from difflm.training.evaluation.tables import TableSpec
+
+    real = read_table(arguments.real)
+    synthetic = read_table(arguments.synthetic, min_rows=1)
+    holdout, validation = (read_table(path) if path else None for path in (arguments.holdout, arguments.validation))
+    spec = TableSpec.infer(
+        real,
+        target=arguments.target,
+        categorical=arguments.categorical,
+        task=arguments.task,
+        positive=arguments.positive,
+        log_target=arguments.log_target,
+    )
+    result = evaluate_tables(
+        real,
+        synthetic,
+        spec,
+        holdout=holdout,
+        validation=validation,
+        seeds=arguments.seeds,
+        seed=arguments.seed,
+        attacks=arguments.attacks,
+        progress=lambda step: print(f"measuring {step} ..."),
+    )
+    latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    report = write_evaluation_report(folder / "report.html", result, real, synthetic, spec, latents=latents)
+    width = max(map(len, result.figures))
+    for name, figure in result.figures.items():
+        spread = f" ± {figure['std']:.4f}" if "std" in figure else ""
+        print(f"{name:{width}}  {figure['mean']:.4f}{spread}")
+    for name, reason in result.skipped.items():
+        print(f"{name}: not measured: {reason}")
+    print(f"{target}\n{report}")
+    return 0

@@ -1,0 +1,70 @@
+"""The metric modules load with the `evaluate` library, offline, and measure."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm.training.evaluation.tables import ColumnMismatchError, EvaluationError
+
+
+evaluate = pytest.importorskip("evaluate")
+
+ROOT = Path(__file__).resolve().parents[2] / "hub_cards/metrics"
+NAMES = sorted(path.name for path in ROOT.iterdir() if (path / f"{path.name}.py").is_file())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_cache(tmp_path_factory):
+    """Modules are copied into a cache when loaded: not into the user's."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")), raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def tables():
+    generator = np.random.default_rng(0)
+
+    def table():
+        number = generator.normal(size=200)
+        return pd.DataFrame({"x": number, "k": np.where(number > 0, "a", "b"), "y": generator.normal(size=200) > 0})
+
+    return table(), table(), table()
+
+
+def test_every_metric_has_a_module_and_a_card():
+    assert len(NAMES) == 10
+    for name in NAMES:
+        card = (ROOT / name / "README.md").read_text()
+        assert card.startswith("---\ntitle: ") and f"metrics/{name}" in card
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("validity_rate", "privacy_attacks")])
+def test_metrics_measure(name, tables):
+    real, synthetic, holdout = tables
+    metric = evaluate.load(str(ROOT / name))
+    figures = metric.compute(real=real, synthetic=synthetic, holdout=holdout, target="y", seeds=1)
+    numbers = [value for value in figures.values() if isinstance(value, float)]
+    assert numbers and np.isfinite(numbers).all()
+    with pytest.raises(ValueError, match="lacks k") as caught:
+        metric.compute(real=real, synthetic=synthetic.drop(columns="k"), holdout=holdout, target="y", seeds=1)
+    assert isinstance(caught.value, ColumnMismatchError)
+
+
+def test_metrics_that_need_a_holdout_say_so(tables):
+    real, synthetic, _ = tables
+    for name in ("dcr", "machine_learning_efficiency", "privacy_attacks"):
+        with pytest.raises(EvaluationError, match="needs holdout"):
+            evaluate.load(str(ROOT / name)).compute(real=real, synthetic=synthetic, target="y")
+
+
+def test_validity_is_measured_on_texts():
+    metric = evaluate.load(str(ROOT / "validity_rate"))
+    real = [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
+    texts = ['{"a": 3, "b": "x"}', '{"a": 3}', "nonsense", '{"a": "x", "b": "x"}']
+    assert metric.compute(texts=texts, real=real) == {"validity_rate": 0.25}
+    with pytest.raises(EvaluationError, match="no texts"):
+        metric.compute(texts=[], real=real)

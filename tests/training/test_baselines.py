@@ -1,0 +1,140 @@
+"""Baselines, the results table, and the command that evaluates."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm import cli
+from difflm.training.evaluation import baselines as module
+from difflm.training.evaluation.distributions import shape_errors, trend_errors
+from difflm.training.evaluation.tables import EvaluationError, TableSpec
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def table():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=400).round(2)
+    return pd.DataFrame(
+        {
+            "x": x,
+            "count": generator.poisson(3, size=400),
+            "side": np.where(x > 0, "right", "left"),
+            "y": np.where(x + generator.normal(scale=0.4, size=400) > 0, "yes", "no"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def spec(table):
+    return TableSpec.infer(table, target="y")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("real", None), ("independent", None), ("gaussian_copula", "copulas"), ("smote", "imblearn")],
+)
+def test_cheap_baselines(name, package, table, spec):
+    if package:
+        pytest.importorskip(package)
+    rows = module.baselines()[name]().fit(table, spec, seed=1).sample(500)
+    assert list(rows.columns) == list(table.columns) and len(rows) == 500
+    assert not rows.isna().any().any()
+    assert set(rows["side"]) <= {"left", "right"}
+    # As many decimals as the table has, and no number beyond its range.
+    assert (rows["x"].round(2) == rows["x"]).all() and (rows["count"] % 1 == 0).all()
+    assert rows["x"].between(table["x"].min(), table["x"].max()).all()
+    assert np.mean(list(shape_errors(table, rows, spec).values())) < 8
+    again = module.baselines()[name]().fit(table, spec, seed=1).sample(500)
+    pd.testing.assert_frame_equal(rows, again)
+
+
+def test_independent_columns_have_no_trends(table, spec):
+    rows = module.Independent().fit(table, spec).sample(400)
+    assert trend_errors(table, rows, spec)["side", "y"] > 15
+
+
+def test_gaussian_copula_keeps_trends(table, spec):
+    pytest.importorskip("copulas")
+    # A category is spread over its share of the unit interval, which weakens dependence, but does not lose it.
+    kept, lost = (model().fit(table, spec).sample(400) for model in (module.GaussianCopula, module.Independent))
+    assert trend_errors(table, kept, spec)["side", "y"] < 0.8 * trend_errors(table, lost, spec)["side", "y"]
+
+
+def test_baselines_refuse_what_they_cannot_learn(table, spec):
+    with pytest.raises(module.NotFittedError, match="call fit first"):
+        module.Real().sample(1)
+    with pytest.raises(EvaluationError, match="without rows"):
+        module.Real().fit(table.head(0), spec)
+    pytest.importorskip("imblearn")
+    with pytest.raises(EvaluationError, match="fewer rows than 5 neighbours"):
+        module.Smote().fit(table.head(4), spec)
+
+
+def test_a_missing_package_is_named():
+    with pytest.raises(
+        module.BaselineUnavailableError, match=r"needs nothing-at-all .*pip install difflm\[baselines\]"
+    ):
+        module.require("nothing_at_all", "nothing-at-all")
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    spec = importlib.util.spec_from_file_location("tabular_table", ROOT / "examples/benchmarks/tabular_table.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_the_committed_table_comes_from_its_figures(renderer):
+    results = ROOT / "examples/benchmarks/results"
+    assert (results / "README.md").read_text(encoding="utf-8") == renderer.render(results)
+
+
+def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
+    entry = {"dataset": "magic", "method": "ctgan", "train_rows": 10, "fit": {"fit_seconds": 3}}
+    entry["figures"] = {"shape_error": {"mean": 7.25}, "mle": {"mean": 0.91, "std": 0.002}}
+    (tmp_path / "magic-ctgan-0.json").write_text(json.dumps(entry))
+    failed = {"dataset": "magic", "method": "great", "train_rows": 10, "not_run": "no such package"}
+    (tmp_path / "magic-great-0.json").write_text(json.dumps(failed))
+    text = renderer.render(tmp_path)
+    assert "| ctgan | 1 | 10 | 3 | 7.25 |" in text and "0.910 ± 0.002" in text
+    assert "| great | not run: no such package |" in text
+    (tmp_path / "magic-ctgan-0.json").unlink()
+    assert "7.25" not in renderer.render(tmp_path)
+
+
+def test_the_command_writes_figures_and_a_page(table, tmp_path, capsys):
+    for name, rows in {"train": table.head(200), "test": table.tail(100), "rows": table.iloc[100:300]}.items():
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    words = ["evaluate", "--real", f"{tmp_path}/train.csv", "--holdout", f"{tmp_path}/test.csv"]
+    words += ["--synthetic", f"{tmp_path}/rows.csv", "--target", "y", "--seeds", "1", "-o", f"{tmp_path}/report"]
+    assert cli.main(words) == 0
+    content = json.loads((tmp_path / "report/evaluation.json").read_text())
+    assert content["figures"]["copy_rate"]["mean"] >= 0.5 and content["skipped"] == {}
+    page = (tmp_path / "report/report.html").read_text()
+    assert page.count("<img") == 4 + 3 and "http" not in page.replace("http://www.w3.org", "")
+    assert "copy_rate" in capsys.readouterr().out
+    assert cli.main(words) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--overwrite", "--target", "nothing"]) == 2
+    assert "no column 'nothing'" in capsys.readouterr().err
+
+
+def test_help_costs_nothing():
+    code = (
+        "import sys\nfrom difflm import cli\n"
+        "try:\n    cli.main(['evaluate', '--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(' '.join({'torch', 'pandas', 'sklearn', 'xgboost'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--synthetic" in done.stdout

@@ -1,0 +1,221 @@
+"""Figures on synthetic tables: known answers, and bad input."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm.training.evaluation.distributions import (
+    copies,
+    distance_to_closest_record,
+    fitting_rows,
+    missing_rate_errors,
+    precision_recall,
+    shape_errors,
+    trend_errors,
+)
+from difflm.training.evaluation.figures import evaluate_tables
+from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
+from difflm.training.evaluation.tables import (
+    ColumnMismatchError,
+    Distances,
+    EvaluationError,
+    TableSpec,
+    TargetError,
+    prepare,
+)
+
+
+ONE = ({"max_depth": 3, "min_child_weight": 1},)
+
+
+def table(rows=300, seed=0):
+    """Two numbers that agree, a category that follows the first, and a class that follows the category."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=rows)
+    return pd.DataFrame(
+        {
+            "x": x,
+            "twice": 2 * x + generator.normal(scale=0.1, size=rows),
+            "side": np.where(x > 0, "right", "left"),
+            "y": np.where(x + generator.normal(scale=0.3, size=rows) > 0, "yes", "no"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return TableSpec.infer(table(), target="y", positive="yes")
+
+
+def test_spec_is_inferred():
+    spec = TableSpec.infer(table(), target="y", positive="yes")
+    assert (spec.numerical, spec.categorical, spec.task) == (("x", "twice"), ("side", "y"), "classification")
+    assert TableSpec.infer(table(), target="x").task == "regression"
+    assert TableSpec.infer(table().assign(code=[1, 2, 3] * 100), target="code").categorical[-1] == "code"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"target": "nothing"}, "no column 'nothing'"),
+        ({"target": "same"}, "'same' is constant"),
+        ({"target": "y", "task": "regression"}, "holds no numbers"),
+        ({"target": "y", "positive": "maybe"}, "never is 'maybe'"),
+    ],
+)
+def test_wrong_targets_are_refused(change, match):
+    with pytest.raises(TargetError, match=match):
+        TableSpec.infer(table().assign(same=1), **change)
+
+
+def test_columns_must_match(spec):
+    with pytest.raises(ColumnMismatchError, match="lacks side and has unexpected more"):
+        prepare(table().drop(columns="side").assign(more=1), spec)
+    with pytest.raises(ColumnMismatchError, match="'x' must hold numbers"):
+        prepare(table().assign(x="high"), spec)
+    with pytest.raises(EvaluationError, match="no rows"):
+        prepare(table().head(0), spec)
+
+
+def test_one_spelling_for_equal_categories():
+    spec = TableSpec((), ("code",))
+    real, synthetic = pd.DataFrame({"code": [1, 2, 2]}), pd.DataFrame({"code": ["2", 1.0, 2.0]})
+    assert shape_errors(real, synthetic, spec) == {"code": 0.0}
+    flags = TableSpec((), ("flag",))
+    assert shape_errors(pd.DataFrame({"flag": [True]}), pd.DataFrame({"flag": ["TRUE"]}), flags) == {"flag": 0.0}
+
+
+def test_shape_error_of_known_tables(spec):
+    real = pd.DataFrame({"n": [0.0, 1.0, 2.0, 3.0], "k": ["a", "a", "b", "b"]})
+    synthetic = pd.DataFrame({"n": [2.0, 3.0, 4.0, 5.0], "k": ["a", "a", "a", "b"]})
+    found = shape_errors(real, synthetic, TableSpec(("n",), ("k",)))
+    assert found == pytest.approx({"n": 50.0, "k": 25.0})
+    assert set(shape_errors(table(), table(), spec).values()) == {0.0}
+
+
+def test_all_missing_columns_have_a_defined_error():
+    spec = TableSpec(("n", "m"), ("k",))
+    real = pd.DataFrame({"n": [1.0, 2.0], "m": [np.nan, np.nan], "k": ["a", None]})
+    synthetic = pd.DataFrame({"n": [np.nan, np.nan], "m": [np.nan, np.nan], "k": [None, None]})
+    assert shape_errors(real, synthetic, spec) == {"n": 100.0, "m": 0.0, "k": 100.0}
+    assert missing_rate_errors(real, synthetic, spec) == {"n": 100.0, "m": 0.0, "k": 50.0}
+    assert np.isfinite(list(trend_errors(real, synthetic, spec).values())).all()
+
+
+def test_trend_error_of_opposite_trends():
+    spec = TableSpec(("a", "b"), ())
+    real = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [0.0, 1.0, 2.0]})
+    assert trend_errors(real, real.assign(b=[2.0, 1.0, 0.0]), spec) == pytest.approx({("a", "b"): 100.0})
+    # A constant column has no correlation: half the error.
+    assert trend_errors(real, real.assign(b=1.0), spec) == pytest.approx({("a", "b"): 50.0})
+    mixed = TableSpec(("a",), ("k",))
+    real = pd.DataFrame({"a": [0.0, 0.0, 9.0, 9.0], "k": ["l", "l", "h", "h"]})
+    crossed = pd.DataFrame({"a": [0.0, 0.0, 9.0, 9.0], "k": ["l", "h", "l", "h"]})
+    assert trend_errors(real, crossed, mixed) == pytest.approx({("a", "k"): 50.0})
+
+
+def test_copies_and_fitting_rows():
+    spec = TableSpec(("n",), ("k",))
+    real = pd.DataFrame({"n": [1, 2, None], "k": ["a", "b", "a"]})
+    synthetic = pd.DataFrame({"n": [1.0, 1.0, None, 5.0], "k": ["a", "a", "a", "z"]})
+    found = copies(real, synthetic, spec)
+    assert (found.copy_rate, found.duplicate_rate) == (0.75, 0.25)
+    assert fitting_rows(real, synthetic, spec) == 0.75
+
+
+def test_distances_by_hand():
+    spec = TableSpec(("n",), ("k",))
+    reference = pd.DataFrame({"n": [0.0, 10.0], "k": ["a", "b"]})
+    rows = pd.DataFrame({"n": [1.0, np.nan, 10.0], "k": ["a", "a", "c"]})
+    assert Distances(reference, spec).to_nearest(rows, reference).tolist() == pytest.approx([0.1, 1.0, 2.0])
+
+
+def test_copies_of_training_rows_are_nearer_to_them(spec):
+    train, holdout = table(), table(seed=1)
+    assert distance_to_closest_record(train, holdout, train, spec).share_percent == 100.0
+    assert distance_to_closest_record(train, holdout, holdout, spec).share_percent == 0.0
+    assert distance_to_closest_record(train, train, table(seed=2), spec).share_percent == 50.0
+
+
+def test_precision_and_recall(spec):
+    real = table()
+    precision, recall = precision_recall(real, real, spec)
+    assert precision > 0.99 and recall > 0.99
+    collapsed = pd.concat([real.head(1)] * 300, ignore_index=True)
+    assert precision_recall(real, collapsed, spec)[1] < 0.2
+    far = real.assign(x=real["x"] + 100)
+    assert precision_recall(real, far, spec)[0] < 0.1
+    with pytest.raises(EvaluationError, match="two rows"):
+        precision_recall(real, real.head(1), spec)
+
+
+@pytest.mark.parametrize("classifier", ["xgboost", "logistic"])
+def test_detection(spec, classifier):
+    real = table(600)
+    assert detection(real, real.assign(x=real["x"] + 9), spec, classifier=classifier).score < 0.01
+    gaps = table(600, seed=1)
+    gaps.loc[::2, "side"] = None
+    gaps["twice"] = np.nan
+    assert detection(real, gaps, spec, classifier=classifier).auc > 0.7
+    assert abs(detection(real, table(600, seed=1), spec, classifier=classifier).auc - 0.5) < 0.1
+    with pytest.raises(EvaluationError, match="at least 5 rows"):
+        detection(real, real.head(4), spec, classifier=classifier)
+
+
+def test_only_a_strong_detector_sees_lost_dependence(spec):
+    real = table(600)
+    shuffled = pd.DataFrame({name: real[name].sample(frac=1, random_state=i).array for i, name in enumerate(real)})
+    assert detection(real, shuffled, spec).auc > 0.9
+    assert detection(real, shuffled, spec, classifier="logistic").auc < 0.65
+
+
+def test_detection_score():
+    nothing = np.zeros(0)
+    assert Detection(0.5, nothing, nothing).score == 1.0
+    assert Detection(1.0, nothing, nothing).score == Detection(0.0, nothing, nothing).score == 0.0
+
+
+def test_efficiency_of_real_and_of_useless_rows(spec):
+    real, test = table(), table(seed=1)
+    good = machine_learning_efficiency(real, real, test, spec, validation=table(seed=2), seeds=2, grid=ONE)
+    assert good.metric == "auc" and len(good.scores) == 2 and min(good.scores) > 0.9
+    flipped = real.assign(y=np.where(real["y"] == "yes", "no", "yes"))
+    assert machine_learning_efficiency(real, flipped, test, spec, seeds=1, grid=ONE).scores[0] < 0.1
+    one_class = machine_learning_efficiency(real, real.assign(y="no"), test, spec, seeds=2, grid=ONE)
+    assert one_class.scores == (0.5, 0.5)
+
+
+def test_efficiency_with_a_class_never_sampled():
+    real = table().assign(y=[str(i % 3) for i in range(300)])
+    spec = TableSpec.infer(real, target="y")
+    synthetic = real[real["y"] != "2"]
+    assert 0 <= machine_learning_efficiency(real, synthetic, real, spec, seeds=1, grid=ONE).scores[0] <= 1
+
+
+def test_efficiency_of_a_regression():
+    real, test = (table(seed=seed).assign(y=lambda rows: np.exp(rows["x"] + 2)) for seed in (0, 1))
+    real.loc[0, "y"] = np.nan
+    spec = TableSpec.infer(real, target="y", log_target=True)
+    found = machine_learning_efficiency(real, real, test, spec, seeds=1, grid=ONE)
+    assert found.metric == "rmse" and found.scores[0] < 0.3
+    with pytest.raises(TargetError, match="test table needs at least two values"):
+        machine_learning_efficiency(real, real, test.assign(y=1.0), spec)
+    with pytest.raises(TargetError, match="needs a target"):
+        machine_learning_efficiency(real, real, test, TableSpec(("x",), ()))
+
+
+def test_everything_in_one_call(spec):
+    result = evaluate_tables(table(), table(seed=3), spec, holdout=table(seed=1), seeds=1)
+    assert {"shape_error", "trend_error", "mle", "detection_auc", "dcr_share", "alpha_precision"} <= set(
+        result.figures
+    )
+    assert result.skipped == {}
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["details"]["rows"]["synthetic"] == 300
+
+
+def test_what_cannot_be_measured_is_named(spec):
+    result = evaluate_tables(table(), table(4), spec, seeds=1)
+    assert set(result.skipped) == {"dcr", "detection", "mle"}
+    assert "shape_error" in result.figures

@@ -1,0 +1,278 @@
+"""Figures on distributions: column shapes, column pairs, missing values, validity, copies, distances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from difflm.training.evaluation.tables import Distances, EvaluationError, TableSpec, prepare, subsample
+from difflm.training.table_comparison import shape_error_percent
+
+
+def shape_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> dict[str, float]:
+    """Shape error of each column in percent: 100 * (1 - SDMetrics' KSComplement or TVComplement).
+
+    Missing values are left out (see `missing_rate_errors`); a column that is all missing in one table only is at 100.
+
+    Raises
+    ------
+    difflm.training.evaluation.tables.ColumnMismatchError
+        The tables have not the same columns.
+    """
+    real, synthetic = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    return {name: shape_error_percent(real[name], synthetic[name]) for name in spec.columns}
+
+
+def correlations(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
+    """Pearson correlations of the numbers, with categories as the rank of their frequency; undefined ones are 0."""
+    prepared = prepare(table, spec, "the table")
+    for name in spec.categorical:
+        counts = prepared[name].value_counts()
+        prepared[name] = prepared[name].map({value: rank for rank, value in enumerate(counts.index)}).astype(float)
+    return prepared.corr().fillna(0.0)
+
+
+def trend_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> dict[tuple[str, str], float]:
+    """Error of each pair of columns in percent: 100 * (1 - score of SDMetrics' "Column Pair Trends").
+
+    Numbers are compared by their correlation, categories by their contingency table, and a number beside a category
+    in ten equal bins of the real column's range. SDMetrics' quality report bins each table over its own range,
+    so that one outlier moves all bins. A pair that is undefined (constant numbers) in the real table is left out;
+    undefined in the synthetic one only, its synthetic correlation counts as 0.
+
+    Raises
+    ------
+    difflm.training.evaluation.tables.ColumnMismatchError
+        The tables have not the same columns.
+    """
+    from scipy.stats import pearsonr
+    from sdmetrics.column_pairs import ContingencySimilarity
+
+    real, synthetic = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    binned_real: dict[str, pd.Series] = {}
+    binned_synthetic: dict[str, pd.Series] = {}
+    for name in spec.numerical:
+        present = real[name].dropna()
+        edges = np.histogram_bin_edges(present, bins=10) if len(present) else np.array([0.0, 1.0])
+        for table, target in ((real, binned_real), (synthetic, binned_synthetic)):
+            bins = pd.Series(np.digitize(table[name], edges[1:-1]).astype(str))
+            target[name] = bins.where(table[name].notna(), "missing")
+    for name in spec.categorical:
+        binned_real[name], binned_synthetic[name] = (t[name].fillna("missing") for t in (real, synthetic))
+
+    def correlation(table: pd.DataFrame, pair: list[str]) -> float:
+        rows = table[pair].dropna()
+        if len(rows) < 2 or (rows.nunique() < 2).any():
+            return float("nan")
+        return float(pearsonr(rows[pair[0]], rows[pair[1]]).statistic)
+
+    errors: dict[tuple[str, str], float] = {}
+    for place, first in enumerate(spec.columns):
+        for second in spec.columns[place + 1 :]:
+            if first in spec.numerical and second in spec.numerical:
+                wanted, found = correlation(real, [first, second]), correlation(synthetic, [first, second])
+                if np.isfinite(wanted):
+                    errors[first, second] = 50.0 * abs(wanted - (found if np.isfinite(found) else 0.0))
+                continue
+            pairs = [pd.DataFrame({"a": t[first], "b": t[second]}) for t in (binned_real, binned_synthetic)]
+            errors[first, second] = 100.0 * (1.0 - float(ContingencySimilarity.compute(*pairs)))
+    return errors
+
+
+def missing_rate_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> dict[str, float]:
+    """Absolute difference of each column's share of missing values, in percentage points."""
+    real, synthetic = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    return {
+        name: 100.0 * abs(float(real[name].isna().mean() - synthetic[name].isna().mean())) for name in spec.columns
+    }
+
+
+def validity_rate(texts: Sequence[str], schema: Any) -> float:
+    """Share of raw generations that parse as records of a schema, before any filter.
+
+    Parameters
+    ----------
+    texts
+        As generated.
+    schema
+        A ``RecordSchema``: all columns required, each of the right type, categories of the training table.
+
+    Raises
+    ------
+    EvaluationError
+        There are no texts.
+    """
+    from difflm.pipelines.records import RecordParseError
+
+    if not len(texts):
+        raise EvaluationError("there are no texts to validate")
+    valid = 0
+    for text in texts:
+        try:
+            schema.parse(text)
+        except RecordParseError:
+            continue
+        valid += 1
+    return valid / len(texts)
+
+
+def fitting_rows(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> float:
+    """Share of rows whose categories all occur in the real table and that miss values only where it does."""
+    real, synthetic = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    fits = np.ones(len(synthetic), dtype=bool)
+    for name in spec.columns:
+        if not real[name].isna().any():
+            fits &= synthetic[name].notna().to_numpy()
+        if name in spec.categorical:
+            fits &= (synthetic[name].isna() | synthetic[name].isin(set(real[name].dropna()))).to_numpy()
+    return float(fits.mean())
+
+
+def _keys(table: pd.DataFrame) -> pd.Index:
+    return pd.Index(list(map(tuple, table.astype(object).where(table.notna(), None).to_numpy())), tupleize_cols=False)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Shares of rows: equal to a training row, and equal to an earlier row of the same table."""
+
+    copy_rate: float
+    duplicate_rate: float
+
+
+def copies(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> Copies:
+    """Count exact copies of real rows, and duplicates among the synthetic ones (missing equals missing)."""
+    train, rows = _keys(prepare(real, spec, "the real table")), _keys(prepare(synthetic, spec))
+    return Copies(float(rows.isin(train).mean()), float(rows.duplicated().mean()))
+
+
+@dataclass(frozen=True)
+class ClosestRecords:
+    """Distances of synthetic rows to their closest real ones.
+
+    Parameters
+    ----------
+    to_train, to_holdout
+        Of each synthetic row; shape (rows,).
+    share_percent
+        Rows nearer to train than to the holdout; ties count half. 50 is ideal.
+    """
+
+    to_train: npt.NDArray[np.float64]
+    to_holdout: npt.NDArray[np.float64]
+    share_percent: float
+
+
+def distance_to_closest_record(
+    real: pd.DataFrame,
+    holdout: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    spec: TableSpec,
+    *,
+    seed: int = 0,
+    max_rows: int = 5_000,
+    max_references: int = 10_000,
+) -> ClosestRecords:
+    """Measure whether synthetic rows lie nearer to the training rows than to unseen ones.
+
+    Parameters
+    ----------
+    real
+        Training rows; as many of them are drawn as the holdout has.
+    holdout
+        Real rows that the generator has not seen.
+    synthetic
+        The rows to judge.
+    spec
+        What the columns are. L1 distance, numbers scaled to the range of the real rows, categories one-hot.
+    seed
+        Of the draws.
+    max_rows, max_references
+        Most synthetic rows, and most rows of each of the two references.
+    """
+    real, holdout = prepare(real, spec, "the real table"), prepare(holdout, spec, "the holdout")
+    rows = subsample(prepare(synthetic, spec), max_rows, seed)
+    size = min(len(real), len(holdout), max_references)
+    distances = Distances(pd.concat([real, holdout]), spec)
+    to_train = distances.to_nearest(rows, subsample(real, size, seed))
+    to_holdout = distances.to_nearest(rows, subsample(holdout, size, seed))
+    tied = np.isclose(to_train, to_holdout, rtol=0.0, atol=1e-12)
+    share = np.where(tied, 0.5, to_train < to_holdout).mean()
+    return ClosestRecords(to_train, to_holdout, 100.0 * float(share))
+
+
+def precision_recall(
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    spec: TableSpec,
+    *,
+    seed: int = 0,
+    max_rows: int = 5_000,
+    steps: int = 30,
+) -> tuple[float, float]:
+    """Integrated alpha-precision and beta-recall (Alaa et al. 2022, arXiv 2102.08921), each 1 at best.
+
+    Precision: do the synthetic rows fill the balls around the real rows' centre in the right shares? Recall: are the
+    real rows that have a near synthetic row spread as they should be? Rows are standardised numbers and one-hot
+    categories, not an embedding.
+
+    Parameters
+    ----------
+    real, synthetic
+        The tables.
+    spec
+        What the columns are.
+    seed, max_rows
+        Draw of the same number of rows of each.
+    steps
+        Number of radii.
+
+    Raises
+    ------
+    EvaluationError
+        Fewer than two rows in one of the tables: there is no neighbour.
+    """
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.neighbors import NearestNeighbors
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    tables = [prepare(real, spec, "the real table"), prepare(synthetic, spec)]
+    size = min(max_rows, *map(len, tables))
+    if size < 2:
+        raise EvaluationError("alpha-precision needs at least two rows of each table")
+    for table in tables:
+        table[list(spec.categorical)] = table[list(spec.categorical)].fillna("\0missing")
+    fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    encoder = make_column_transformer(
+        (make_pipeline(fill, StandardScaler()), list(spec.numerical)),
+        (OneHotEncoder(handle_unknown="ignore"), list(spec.categorical)),
+        sparse_threshold=0.0,
+    ).fit(tables[0])
+    points, sampled = (encoder.transform(subsample(table, size, seed)) for table in tables)
+    alphas = np.linspace(0, 1, steps)
+
+    def radii(rows: npt.NDArray[Any], centre: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.linalg.norm(rows - centre, axis=1)
+
+    centre, sampled_centre = points.mean(axis=0), sampled.mean(axis=0)
+    # A hair wider, so that a row on the rim counts on every machine.
+    borders = np.quantile(radii(points, centre), alphas) * (1 + 1e-9)
+    precision = (radii(sampled, centre)[:, None] <= borders).mean(axis=0)
+    own = NearestNeighbors(n_neighbors=2, n_jobs=1).fit(points).kneighbors(points)[0][:, 1]
+    gaps, nearest = (
+        array[:, 0] for array in NearestNeighbors(n_neighbors=1, n_jobs=1).fit(sampled).kneighbors(points)
+    )
+    depth = radii(sampled, sampled_centre)
+    sampled_borders = np.quantile(depth, alphas) * (1 + 1e-9)
+    covered = (gaps <= own)[:, None] & (depth[nearest][:, None] <= sampled_borders)
+    recall = covered.mean(axis=0)
+
+    def integrated(curve: npt.NDArray[Any]) -> float:
+        return float(1 - 2 * np.abs(alphas - curve).mean())
+
+    return integrated(precision), integrated(recall)

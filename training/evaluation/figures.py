@@ -1,0 +1,201 @@
+"""Every figure of one synthetic table, in one call."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from difflm.training.evaluation.distributions import (
+    ClosestRecords,
+    copies,
+    distance_to_closest_record,
+    fitting_rows,
+    missing_rate_errors,
+    precision_recall,
+    shape_errors,
+    trend_errors,
+)
+from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
+from difflm.training.evaluation.privacy import AttackUnavailableError, privacy_risks
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Parameters
+    ----------
+    figures
+        Name to ``mean``, ``std`` (over seeds, where there are several) and ``values``.
+    columns, pairs
+        Shape error of each column, and trend error of each pair (``"a | b"``), in percent.
+    skipped
+        What could not be measured, and why.
+    details
+        Rows, settings and seconds.
+    closest, detectors
+        The distances and the detectors' scores, for plots; not part of the JSON.
+    """
+
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    columns: dict[str, float] = field(default_factory=dict)
+    pairs: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    closest: ClosestRecords | None = None
+    detectors: dict[str, Detection] = field(default_factory=dict)
+
+    def add(self, name: str, *values: float) -> None:
+        """Add a figure; several values are one per seed."""
+        numbers = [float(value) for value in values]
+        self.figures[name] = {"mean": float(np.mean(numbers))}
+        if len(numbers) > 1:
+            self.figures[name] |= {"std": float(np.std(numbers)), "values": numbers}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; what is not finite becomes null."""
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: clean(entry) for key, entry in value.items()}
+            if isinstance(value, list):
+                return [clean(entry) for entry in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        names = ("figures", "columns", "pairs", "skipped", "details")
+        return {name: clean(getattr(self, name)) for name in names}
+
+
+def evaluate_tables(
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    spec: TableSpec,
+    *,
+    holdout: pd.DataFrame | None = None,
+    validation: pd.DataFrame | None = None,
+    seeds: int = 5,
+    seed: int = 0,
+    attacks: Sequence[str] = (),
+    mle_rows: int | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Evaluation:
+    """Measure everything that the given tables allow.
+
+    Parameters
+    ----------
+    real
+        Training rows of the generator.
+    synthetic
+        Rows to judge, with the same columns.
+    spec
+        What the columns are.
+    holdout
+        Real rows that the generator has not seen. Without them no efficiency, DCR or attack is measured.
+    validation
+        Real rows to choose the efficiency's settings on; default: a tenth of ``real``.
+    seeds
+        Repetitions of efficiency and detection.
+    seed
+        Of every draw.
+    attacks
+        Privacy attacks to make.
+    mle_rows
+        Learn from at most so many synthetic rows; default: all.
+    progress
+        Is told each step.
+
+    Raises
+    ------
+    difflm.training.evaluation.tables.ColumnMismatchError
+        The tables have not the same columns.
+    difflm.training.evaluation.tables.EvaluationError
+        A table has no rows.
+    """
+    prepare(real, spec, "the real table")
+    prepare(synthetic, spec)
+    for table, name in ((holdout, "the holdout"), (validation, "the validation table")):
+        if table is not None:
+            prepare(table, spec, name)
+    result = Evaluation(details={"rows": {"real": len(real), "synthetic": len(synthetic)}, "seconds": {}})
+    result.details["rows"]["holdout"] = None if holdout is None else len(holdout)
+
+    def distributions() -> None:
+        result.columns = shape_errors(real, synthetic, spec)
+        pairs = trend_errors(real, synthetic, spec)
+        result.pairs = {f"{first} | {second}": error for (first, second), error in pairs.items()}
+        result.add("shape_error", float(np.mean(list(result.columns.values()))))
+        if pairs:
+            result.add("trend_error", float(np.mean(list(pairs.values()))))
+        result.add("missing_rate_error", float(np.mean(list(missing_rate_errors(real, synthetic, spec).values()))))
+        result.add("fitting_rate", fitting_rows(real, synthetic, spec))
+        counts = copies(real, synthetic, spec)
+        result.add("copy_rate", counts.copy_rate)
+        result.add("duplicate_rate", counts.duplicate_rate)
+        if holdout is not None:
+            reference = copies(real, holdout, spec)
+            result.add("copy_rate_of_holdout", reference.copy_rate)
+            result.add("duplicate_rate_of_holdout", reference.duplicate_rate)
+
+    def detectors() -> None:
+        for name in ("xgboost", "logistic"):
+            found = [detection(real, synthetic, spec, classifier=name, seed=seed + i) for i in range(min(seeds, 3))]
+            suffix = "" if name == "xgboost" else "_logistic"
+            result.add(f"detection_auc{suffix}", *(one.auc for one in found))
+            result.add(f"detection_score{suffix}", *(one.score for one in found))
+            result.detectors[name] = found[0]
+
+    def coverage() -> None:
+        precision, recall = precision_recall(real, synthetic, spec, seed=seed)
+        result.add("alpha_precision", precision)
+        result.add("beta_recall", recall)
+
+    def efficiency() -> None:
+        if holdout is None:
+            raise EvaluationError("machine-learning efficiency needs a holdout")
+        rows = (
+            synthetic
+            if mle_rows is None or len(synthetic) <= mle_rows
+            else synthetic.sample(mle_rows, random_state=seed)
+        )
+        found = machine_learning_efficiency(real, rows, holdout, spec, validation=validation, seeds=seeds)
+        result.add("mle", *found.scores)
+        result.details["mle"] = {"metric": found.metric, "settings": found.settings, "validation": found.validation}
+
+    def closest() -> None:
+        if holdout is None:
+            raise EvaluationError("DCR needs a holdout")
+        result.closest = distance_to_closest_record(real, holdout, synthetic, spec, seed=seed)
+        result.add("dcr_share", result.closest.share_percent)
+        for quantile in (5, 50):
+            result.add(f"dcr_p{quantile:02d}", float(np.percentile(result.closest.to_train, quantile)))
+
+    def attack() -> None:
+        if holdout is None:
+            raise EvaluationError("privacy attacks need a holdout")
+        for name in attacks:
+            try:
+                risk = privacy_risks(real, holdout, synthetic, spec, attacks=[name], seed=seed)[name]
+            except (EvaluationError, AttackUnavailableError) as error:
+                result.skipped[name] = str(error)
+                continue
+            result.add(f"{name}_risk", risk["risk"])
+            result.details.setdefault("attacks", {})[name] = risk
+
+    steps: list[tuple[str, Callable[[], None]]] = [("distributions", distributions), ("dcr", closest)]
+    steps += [("precision and recall", coverage), ("detection", detectors)]
+    steps += [("mle", efficiency)] if spec.target is not None else []
+    steps += [("privacy attacks", attack)] if attacks else []
+    for name, step in steps:
+        progress(name)
+        started = time.monotonic()
+        try:
+            step()
+        except EvaluationError as error:
+            result.skipped[name] = str(error)
+        result.details["seconds"][name] = round(time.monotonic() - started, 1)
+    return result

@@ -1,0 +1,300 @@
+"""Figures that need a learner: machine-learning efficiency and detection (the classifier two-sample test)."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, TargetError, prepare, with_categories
+
+
+# The same grid for every table and method; the number of trees is set by early stopping on the same real rows.
+GRID: tuple[dict[str, Any], ...] = tuple(
+    {"max_depth": depth, "min_child_weight": weight} for depth, weight in itertools.product((4, 8, 12), (1, 10))
+)
+SETTINGS: dict[str, Any] = {
+    "tree_method": "hist",
+    "learning_rate": 0.1,
+    "n_estimators": 400,
+    "early_stopping_rounds": 20,
+    "subsample": 0.9,
+    "colsample_bytree": 0.9,
+    "enable_categorical": True,
+    "n_jobs": 1,
+}
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Machine-learning efficiency: a model fitted on synthetic rows, scored on real test rows.
+
+    Parameters
+    ----------
+    metric
+        ``"auc"`` or ``"rmse"`` (of log(max(y, 1)) if the spec says so).
+    scores
+        On the test rows, one per seed.
+    settings
+        Chosen of the grid on the real validation rows.
+    validation
+        Its score there.
+    """
+
+    metric: str
+    scores: tuple[float, ...]
+    settings: dict[str, Any]
+    validation: float
+
+
+def _auc(truth: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
+    """ROC AUC; one against the rest, averaged by frequency, with more than two classes."""
+    from sklearn.metrics import roc_auc_score
+
+    if probabilities.shape[1] == 2:
+        return float(roc_auc_score(truth == 1, probabilities[:, 1]))
+    present = [label for label in range(probabilities.shape[1]) if 0 < (truth == label).sum() < len(truth)]
+    weights = [float((truth == label).mean()) for label in present]
+    scores = [roc_auc_score(truth == label, probabilities[:, label]) for label in present]
+    return float(np.average(scores, weights=weights))
+
+
+def _class_order(train: pd.Series, spec: TableSpec) -> list[str]:
+    """Classes, the one that is scored last if there are two."""
+    counts = train.value_counts()
+    names = sorted(counts.index, key=lambda name: (-counts[name], name))
+    if spec.positive is not None and len(names) == 2:
+        names = [name for name in names if name != spec.positive] + [spec.positive]
+    return names
+
+
+def machine_learning_efficiency(
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    test: pd.DataFrame,
+    spec: TableSpec,
+    *,
+    validation: pd.DataFrame | None = None,
+    seeds: int = 5,
+    grid: tuple[dict[str, Any], ...] = GRID,
+) -> Efficiency:
+    """Fit XGBoost on synthetic rows and score it on real ones.
+
+    Hyperparameters and the number of trees are chosen on real validation rows; the test rows are scored once per seed.
+
+    Parameters
+    ----------
+    real
+        Training rows of the generator: they name the classes.
+    synthetic
+        Rows to learn from. ``real`` itself gives the upper bound.
+    test
+        Real rows to score.
+    spec
+        Columns, target and task.
+    validation
+        Real rows; default: a tenth of ``real``, set aside from it, and from ``synthetic`` if that is the same object.
+    seeds
+        Number of fits with the chosen settings.
+    grid
+        XGBoost settings to choose from.
+
+    Returns
+    -------
+    Efficiency
+        If the synthetic rows hold a single class, every AUC is 0.5: a constant is all that can be learnt from them.
+
+    Raises
+    ------
+    TargetError
+        No target, or test or validation rows that hold fewer than two of its values.
+    """
+    if spec.target is None or spec.task is None:
+        raise TargetError("machine-learning efficiency needs a target")
+    if validation is None:
+        same = synthetic is real
+        chosen = real.sample(frac=0.1, random_state=0).index
+        validation, real = real.loc[chosen], real.drop(chosen)
+        synthetic = real if same else synthetic
+    tables = {"real": real, "synthetic": synthetic, "test": test, "validation": validation}
+    prepared = {name: prepare(table, spec, f"the {name} table") for name, table in tables.items()}
+    prepared = {name: table.dropna(subset=[spec.target]) for name, table in prepared.items()}
+    for name in ("test", "validation"):
+        if prepared[name][spec.target].nunique() < 2:
+            raise TargetError(f"the {name} table needs at least two values of {spec.target!r}")
+    features = [name for name in spec.columns if name != spec.target]
+    targets = {name: table[spec.target] for name, table in prepared.items()}
+    parts = TableSpec(
+        tuple(name for name in spec.numerical if name != spec.target),
+        tuple(name for name in spec.categorical if name != spec.target),
+    )
+    encoded = dict(
+        zip(prepared, with_categories(*(table[features] for table in prepared.values()), spec=parts), strict=True)
+    )
+    if spec.task == "regression":
+        return _regression(encoded, targets, spec, seeds, grid)
+    return _classification(encoded, targets, spec, seeds, grid)
+
+
+def _regression(
+    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: int, grid: Any
+) -> Efficiency:
+    from xgboost import XGBRegressor
+
+    if len(rows["synthetic"]) < 2:
+        raise TargetError(f"fewer than two synthetic rows have a value of {spec.target!r}")
+    labels = {name: np.log(values.clip(lower=1)) if spec.log_target else values for name, values in targets.items()}
+
+    def fit(settings: dict[str, Any], seed: int) -> tuple[Any, float]:
+        model = XGBRegressor(**SETTINGS, **settings, random_state=seed)
+        held_out = [(rows["validation"], labels["validation"])]
+        model.fit(rows["synthetic"], labels["synthetic"], eval_set=held_out, verbose=False)
+        return model, float(model.best_score)
+
+    best = min(grid, key=lambda settings: fit(settings, 0)[1])
+    scores, validation = [], []
+    for seed in range(seeds):
+        model, score = fit(best, seed)
+        errors = model.predict(rows["test"]) - labels["test"].to_numpy()
+        scores.append(float(np.sqrt(np.mean(errors**2))))
+        validation.append(score)
+    return Efficiency("rmse", tuple(scores), best, float(np.mean(validation)))
+
+
+def _classification(
+    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: int, grid: Any
+) -> Efficiency:
+    from xgboost import XGBClassifier
+
+    names = _class_order(targets["real"], spec)
+    # A class that is not in the real training rows cannot be scored.
+    keep = {name: values.isin(names).to_numpy() for name, values in targets.items()}
+    rows = {name: table[keep[name]] for name, table in rows.items()}
+    codes = {name: np.array([names.index(v) for v in values[keep[name]]]) for name, values in targets.items()}
+    learnt = np.unique(codes["synthetic"])
+    if len(learnt) < 2:
+        return Efficiency("auc", (0.5,) * seeds, {}, 0.5)
+
+    def predict(model: Any, table: pd.DataFrame) -> npt.NDArray[Any]:
+        probabilities = np.zeros((len(table), len(names)))
+        probabilities[:, learnt] = model.predict_proba(table)
+        return probabilities
+
+    # XGBoost numbers the classes it sees; early stopping can only watch rows of these.
+    position = {label: place for place, label in enumerate(learnt)}
+    watched = np.isin(codes["validation"], learnt)
+
+    def fit(settings: dict[str, Any], seed: int) -> tuple[Any, float]:
+        model = XGBClassifier(
+            **SETTINGS, **settings, random_state=seed, eval_metric="logloss" if len(learnt) > 2 else "auc"
+        )
+        held_out = [(rows["validation"][watched], [position[v] for v in codes["validation"][watched]])]
+        model.fit(rows["synthetic"], [position[v] for v in codes["synthetic"]], eval_set=held_out, verbose=False)
+        return model, _auc(codes["validation"], predict(model, rows["validation"]))
+
+    best = max(grid, key=lambda settings: fit(settings, 0)[1])
+    scores, validation = [], []
+    for seed in range(seeds):
+        model, score = fit(best, seed)
+        scores.append(_auc(codes["test"], predict(model, rows["test"])))
+        validation.append(score)
+    return Efficiency("auc", tuple(scores), best, float(np.mean(validation)))
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well a classifier tells synthetic rows from real ones, out of fold.
+
+    Parameters
+    ----------
+    auc
+        Area under the ROC curve; 0.5 is perfect.
+    truth
+        1 for real, shape (rows,).
+    scores
+        The classifier's, of the same shape.
+    """
+
+    auc: float
+    truth: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+
+    @property
+    def score(self) -> float:
+        """1 - 2 * abs(auc - 0.5): 1 is perfect, 0 means that every row is recognised."""
+        return 1.0 - 2.0 * abs(self.auc - 0.5)
+
+
+def _detector(name: str, spec: TableSpec, seed: int) -> Any:
+    if name == "xgboost":
+        from xgboost import XGBClassifier
+
+        return XGBClassifier(
+            tree_method="hist", n_estimators=100, max_depth=6, enable_categorical=True, n_jobs=1, random_state=seed
+        )
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numbers = make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
+    )
+    encoder = make_column_transformer(
+        (numbers, list(spec.numerical)), (OneHotEncoder(handle_unknown="ignore"), list(spec.categorical))
+    )
+    return make_pipeline(encoder, LogisticRegression(max_iter=500))
+
+
+def detection(
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    spec: TableSpec,
+    *,
+    classifier: str = "xgboost",
+    seed: int = 0,
+    max_rows: int = 20_000,
+) -> Detection:
+    """Classifier two-sample test, 5-fold, with equal numbers of real and synthetic rows.
+
+    Parameters
+    ----------
+    real, synthetic
+        The tables.
+    spec
+        What the columns are. Categories are read natively by XGBoost, one-hot by the logistic regression.
+    classifier
+        ``"xgboost"`` or ``"logistic"``.
+    seed
+        Of subsampling, folds and the classifier.
+    max_rows
+        Of each table.
+
+    Raises
+    ------
+    EvaluationError
+        Fewer rows than folds in one of the tables, or another classifier.
+    """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if classifier not in ("xgboost", "logistic"):
+        raise EvaluationError(f"no detector {classifier!r}: choose xgboost or logistic")
+    tables = [prepare(real, spec, "the real table"), prepare(synthetic, spec)]
+    rows = min(max_rows, *map(len, tables))
+    if rows < FOLDS:
+        raise EvaluationError(f"detection needs at least {FOLDS} rows of each table, got {rows}")
+    pooled = pd.concat([table.sample(rows, random_state=seed) for table in tables], ignore_index=True)
+    truth = np.repeat([1, 0], rows)
+    if classifier == "xgboost":
+        (pooled,) = with_categories(pooled, spec=spec)
+    else:
+        pooled[list(spec.categorical)] = pooled[list(spec.categorical)].fillna("\0missing")
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    model = _detector(classifier, spec, seed)
+    scores = cross_val_predict(model, pooled, truth, cv=folds, method="predict_proba")[:, 1]
+    return Detection(float(roc_auc_score(truth, scores)), truth, scores)

@@ -1,0 +1,262 @@
+"""Real and synthetic tables made comparable: which columns are numbers, and one spelling for every category."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from difflm.training.table_comparison import is_number
+
+
+class EvaluationError(ValueError):
+    """Tables cannot be compared; the message says what is wrong and what to do."""
+
+
+class ColumnMismatchError(EvaluationError):
+    """The synthetic table has not the columns of the real one, or a number column holds something else."""
+
+
+class TargetError(EvaluationError):
+    """The target column is missing, constant or of the wrong type for the task."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a metric must know of a table.
+
+    Parameters
+    ----------
+    numerical, categorical
+        The columns, in the table's order; together all of them, the target included.
+    target
+        Column to predict, or None.
+    task
+        ``"classification"`` or ``"regression"``; None without a target.
+    positive
+        Class whose probability is scored if there are two, as text. Default: the rarer one.
+    log_target
+        Regression on log(max(y, 1)) instead of y.
+    """
+
+    numerical: tuple[str, ...]
+    categorical: tuple[str, ...]
+    target: str | None = None
+    task: str | None = None
+    positive: str | None = None
+    log_target: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """Numerical columns, then categorical ones."""
+        return [*self.numerical, *self.categorical]
+
+    @classmethod
+    def infer(
+        cls,
+        real: pd.DataFrame,
+        *,
+        target: str | None = None,
+        categorical: Sequence[str] = (),
+        task: str | None = None,
+        positive: Any = None,
+        log_target: bool = False,
+        max_classes: int = 20,
+    ) -> "TableSpec":
+        """Derive a spec from the real table.
+
+        Parameters
+        ----------
+        real
+            The training rows.
+        target
+            Column to predict.
+        categorical
+            Number columns that are codes, not quantities.
+        task
+            Default: regression if the target is a number with more than ``max_classes`` values.
+        positive
+            See the class.
+        log_target
+            See the class.
+        max_classes
+            See ``task``.
+
+        Raises
+        ------
+        TargetError
+            No such target, a target with fewer than two values, or a regression on something that is no number.
+        ColumnMismatchError
+            ``categorical`` names a column that is not there.
+        """
+        if real.empty:
+            raise EvaluationError("the real table has no rows")
+        if unknown := [name for name in categorical if name not in real.columns]:
+            raise ColumnMismatchError(f"categorical: no column {unknown[0]!r} in the real table")
+        if target is not None:
+            if target not in real.columns:
+                raise TargetError(
+                    f"no column {target!r} to predict; the columns are {', '.join(map(str, real.columns))}"
+                )
+            values = real[target].dropna()
+            if values.nunique() < 2:
+                raise TargetError(f"the target {target!r} is constant in the real table: choose another")
+            number = is_number(values) and target not in categorical
+            if task is None:
+                task = "regression" if number and values.nunique() > max_classes else "classification"
+            if task == "regression" and not number:
+                raise TargetError(f"the target {target!r} holds no numbers: its task is classification")
+            if (
+                positive is not None
+                and task == "classification"
+                and canonical_text(positive) not in set(category_text(values).dropna())
+            ):
+                raise TargetError(f"the target {target!r} never is {positive!r}")
+        codes = set(categorical) | ({target} if target is not None and task == "classification" else set())
+        numerical = tuple(name for name in real.columns if is_number(real[name]) and name not in codes)
+        rest = tuple(name for name in real.columns if name not in numerical)
+        text = None if positive is None else canonical_text(positive)
+        return cls(numerical, rest, target, task if target is not None else None, text, log_target)
+
+
+def canonical_text(value: Any) -> str:
+    """Spell a category so that 1, 1.0 and "1", or True and "True", are the same one."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}.get(value, value)
+        return str(int(number)) if np.isfinite(number) and number == int(number) else value
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, float | np.floating) and np.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value)
+
+
+def category_text(values: pd.Series) -> pd.Series:
+    """Spell a column's categories as text; missing ones stay missing."""
+    known = {value: canonical_text(value) for value in values.dropna().unique()}
+    return pd.Series([known.get(value) if value in known else None for value in values], values.index, dtype=object)
+
+
+def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic table") -> pd.DataFrame:
+    """Bring a table into the form that every metric takes.
+
+    Parameters
+    ----------
+    table
+        Rows in any column order.
+    spec
+        What the columns are.
+    name
+        What an error calls the table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns ``spec.columns``: numbers as float64 (infinite ones missing), categories as text, index 0..n-1.
+
+    Raises
+    ------
+    ColumnMismatchError
+        Columns are missing or unexpected, or a number column holds text.
+    EvaluationError
+        The table has no rows.
+    """
+    missing = [column for column in spec.columns if column not in table.columns]
+    extra = [str(column) for column in table.columns if column not in spec.columns]
+    if missing or extra:
+        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts += [f"has unexpected {', '.join(extra)}"] if extra else []
+        raise ColumnMismatchError(f"{name} {' and '.join(parts)}: give it the columns of the real table")
+    if table.empty:
+        raise EvaluationError(f"{name} has no rows")
+    columns: dict[str, pd.Series] = {}
+    for column in spec.numerical:
+        try:
+            numbers = pd.to_numeric(table[column]).astype("float64")
+        except (ValueError, TypeError):
+            raise ColumnMismatchError(f"{name}: column {column!r} must hold numbers, as in the real table") from None
+        columns[column] = numbers.replace([np.inf, -np.inf], np.nan)
+    for column in spec.categorical:
+        columns[column] = category_text(table[column])
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def with_categories(*tables: pd.DataFrame, spec: TableSpec) -> list[pd.DataFrame]:
+    """Give prepared tables the same pandas categories, which XGBoost reads natively; missing values stay."""
+    result = [table.copy() for table in tables]
+    for column in spec.categorical:
+        names = sorted(set().union(*(table[column].dropna() for table in tables)))
+        for table in result:
+            table[column] = pd.Categorical(table[column], categories=names)
+    return result
+
+
+def subsample(table: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    """Draw at most ``rows`` rows without replacement."""
+    if len(table) <= rows:
+        return table.reset_index(drop=True)
+    return table.sample(rows, random_state=seed).reset_index(drop=True)
+
+
+class Distances:
+    """L1 distances: numbers scaled to the reference's range, categories one-hot (a difference counts 2).
+
+    A missing number is at distance 1 of every present one and at distance 0 of another missing one.
+
+    Parameters
+    ----------
+    reference
+        Prepared table that sets minimum and maximum of the numbers.
+    spec
+        What the columns are.
+    """
+
+    def __init__(self, reference: pd.DataFrame, spec: TableSpec) -> None:
+        self.spec = spec
+        numbers = reference[list(spec.numerical)]
+        self.low = numbers.min().fillna(0.0)
+        self.range = (numbers.max() - numbers.min()).replace(0.0, 1.0).fillna(1.0)
+        self.codes: dict[str, dict[str, int]] = {name: {} for name in spec.categorical}
+
+    def _numbers(self, table: pd.DataFrame) -> npt.NDArray[np.float64]:
+        scaled = (table[list(self.spec.numerical)] - self.low) / self.range
+        return scaled.to_numpy(np.float64)
+
+    def _categories(self, table: pd.DataFrame) -> npt.NDArray[np.int32]:
+        columns = []
+        for name in self.spec.categorical:
+            known = self.codes[name]
+            columns.append(
+                [known.setdefault(value if value is not None else "\0", len(known)) for value in table[name]]
+            )
+        return np.array(columns, dtype=np.int32).T.reshape(len(table), len(columns))
+
+    def to_nearest(self, table: pd.DataFrame, others: pd.DataFrame, chunk: int = 500) -> npt.NDArray[np.float64]:
+        """Distance of each row of ``table`` to its nearest row of ``others``; shape (rows of ``table``,)."""
+        from scipy.spatial.distance import cdist
+
+        left, right = self._numbers(table), self._numbers(others)
+        # Missing numbers differ from every present one by a whole range, and each other by nothing.
+        gaps_left, gaps_right = np.isnan(left).astype(float), np.isnan(right).astype(float)
+        gaps = bool(gaps_left.any() or gaps_right.any())
+        left_codes, right_codes = self._categories(table), self._categories(others)
+        nearest = np.empty(len(table))
+        for start in range(0, len(table), chunk):
+            rows = slice(start, start + chunk)
+            distances = np.zeros((len(nearest[rows]), len(others)))
+            if not gaps and left.shape[1]:
+                distances += cdist(left[rows], right, "cityblock")
+            elif gaps:
+                for column in range(left.shape[1]):
+                    apart = np.abs(left[rows, column, None] - right[None, :, column])
+                    differs = gaps_left[rows, column, None] != gaps_right[None, :, column]
+                    distances += np.where(np.isnan(apart), differs.astype(float), apart)
+            if left_codes.shape[1]:
+                distances += 2 * left_codes.shape[1] * cdist(left_codes[rows], right_codes, "hamming")
+            nearest[rows] = distances.min(axis=1)
+        return nearest
