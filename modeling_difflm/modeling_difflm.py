@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -410,30 +410,33 @@ class DiffLMModel(PreTrainedModel):
         config_kwargs = dict(config_kwargs)
         if isinstance(encoder, str):
             config_kwargs["encoder_name_or_path"] = encoder
-            encoder = AutoModel.from_pretrained(resolve_source(encoder)[0], dtype=torch.float32)
+            encoder_model: PreTrainedModel = AutoModel.from_pretrained(resolve_source(encoder)[0], dtype=torch.float32)
         else:
+            encoder_model = encoder
             config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
         if isinstance(decoder, str):
-            decoder = load_decoder(decoder_name_or_path=decoder, **_decoder_arguments(config_kwargs))
-            config_kwargs["decoder_name_or_path"] = decoder.difflm_source
+            decoder_model = load_decoder(decoder_name_or_path=decoder, **_decoder_arguments(config_kwargs))
+            config_kwargs["decoder_name_or_path"] = decoder_model.difflm_source
         else:
+            decoder_model = decoder
             config_kwargs.setdefault("decoder_name_or_path", decoder.name_or_path)
             config_kwargs.setdefault("decoder_dtype", str(decoder.dtype).removeprefix("torch."))
-        text_config = decoder.config.get_text_config(decoder=True)
+        text_config = decoder_model.config.get_text_config(decoder=True)
+        embeddings = _embedding_weight(decoder_model)
         config = DiffLMConfig(
-            encoder_config=encoder.config.to_dict(),
-            decoder_hidden_size=decoder.get_input_embeddings().weight.shape[1],
-            decoder_fingerprint=decoder_fingerprint(decoder),
-            embedding_std=float(decoder.get_input_embeddings().weight[:4096].detach().float().std()),
-            **_probe_cache(decoder, config_kwargs.get("injection", DiffLMConfig.injection)),
+            encoder_config=encoder_model.config.to_dict(),
+            decoder_hidden_size=embeddings.shape[1],
+            decoder_fingerprint=decoder_fingerprint(decoder_model),
+            embedding_std=float(embeddings[:4096].detach().float().std()),
+            **_probe_cache(decoder_model, config_kwargs.get("injection", DiffLMConfig.injection)),
             **{
                 "bos_token_id": _first_id(text_config.bos_token_id),
                 "eos_token_id": _first_id(text_config.eos_token_id),
             }
             | config_kwargs,
         )
-        model = cls(config, encoder=encoder)
-        model.attach_decoder(decoder)
+        model = cls(config, encoder=encoder_model)
+        model.attach_decoder(decoder_model)
         return model
 
     @classmethod
@@ -477,10 +480,17 @@ class DiffLMModel(PreTrainedModel):
         decoder.requires_grad_(False).eval()
         self.decoder = decoder
 
-    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: dict | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Save everything but the decoder."""
         state_dict = {k: v for k, v in (state_dict or self.state_dict()).items() if not k.startswith("decoder.")}
-        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
     def train(self, mode: bool = True) -> DiffLMModel:
         super().train(mode)
@@ -510,12 +520,12 @@ class DiffLMModel(PreTrainedModel):
         ids = (ids * math.ceil(len(prefix) / len(ids)))[: len(prefix)]
         with torch.no_grad():
             embeddings = self._decoder.get_input_embeddings()
-            prefix.copy_(embeddings(torch.tensor(ids, device=embeddings.weight.device)))
+            prefix.copy_(embeddings(torch.tensor(ids, device=_embedding_weight(self._decoder).device)))
 
     # ---------------------------------------------------------------- computing
 
     @property
-    def _decoder(self) -> PreTrainedModel:
+    def _decoder(self) -> Any:  # a PreTrainedModel that can also generate
         if self.decoder is None:
             raise RuntimeError("This DiffLMModel has no decoder: load it with from_pretrained or attach_decoder.")
         return self.decoder
@@ -643,7 +653,7 @@ class DiffLMModel(PreTrainedModel):
                 raise ValueError(f"{name} must be 1: repeat the latents instead.")
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
-        bos = torch.full((len(latents), 1), self._bos, device=embeddings.weight.device)
+        bos = torch.full((len(latents), 1), self._bos, device=_embedding_weight(self._decoder).device)
         with bias_embeddings(embeddings, injection.token_bias):
             inputs_embeds = embeddings(bos)
             if injection.prefix_embeds is not None:
@@ -677,8 +687,13 @@ def bias_embeddings(embeddings: nn.Module, token_bias: Tensor | None) -> Iterato
         handle.remove()
 
 
-def _prepare_encoder(config: DiffLMConfig, encoder: PreTrainedModel | None) -> PreTrainedModel:
+def _embedding_weight(model: PreTrainedModel) -> Tensor:
+    return cast(Tensor, model.get_input_embeddings().weight)
+
+
+def _prepare_encoder(config: DiffLMConfig, given: PreTrainedModel | None) -> PreTrainedModel:
     """The encoder stack alone: no decoder half, no pooler; adapters added and gradients set by the config."""
+    encoder: Any = given
     if encoder is None:
         settings = dict(config.encoder_config or {})
         encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
@@ -729,7 +744,7 @@ def load_decoder(
     if gguf_file is not None:
         # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
         kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    decoder = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
+    decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
     decoder.difflm_source = decoder_name_or_path
     return decoder.requires_grad_(False).eval()
 
@@ -738,13 +753,14 @@ def _first_id(token_id: int | list[int] | None) -> int | None:
     return token_id[0] if isinstance(token_id, list) else token_id
 
 
-def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, int]:
+def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, Any]:
     """Read the sizes of the decoder's keys and values off one forward pass: no attribute name is trusted."""
     try:
         cache = DynamicCache(config=decoder.config)
         with torch.no_grad():
             decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=decoder.device), past_key_values=cache)
-        shapes = {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in cache.layers}
+        layers: list[Any] = cache.layers
+        shapes = {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers}
         if len(shapes) != 1:
             raise ValueError(f"layers differ: {sorted(shapes)}")
         heads, key_dim, value_dim = next(iter(shapes))
@@ -767,7 +783,7 @@ def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, int]:
 def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
     """What identifies a decoder whatever its dtype: shapes of its configuration and a sample of its embeddings."""
     config = decoder.config.get_text_config(decoder=True)
-    weight = decoder.get_input_embeddings().weight.detach()
+    weight = _embedding_weight(decoder).detach()
     sizes = [config.num_hidden_layers, getattr(config, "num_attention_heads", 0), *weight.shape]
     rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()

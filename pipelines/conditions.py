@@ -176,7 +176,9 @@ class ConditionEncoder:
                 classes.append({"column": name, "values": values})
             elif column.kind in NUMBER_KINDS:
                 numbers = np.array([r[name] for r in records if r[name] is not None], dtype=float)
-                edges = np.unique(np.quantile(numbers, np.linspace(0, 1, num_bins + 1)[1:-1])) if len(numbers) else []
+                edges = numbers  # no bins where there are no numbers
+                if len(numbers):
+                    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, num_bins + 1)[1:-1]))
                 shares = np.bincount(np.searchsorted(edges, numbers, side="right"), minlength=len(edges) + 1)
                 classes.append(
                     {

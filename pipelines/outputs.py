@@ -89,6 +89,8 @@ class DiffLMPipelineOutput(BaseOutput):
     @property
     def valid_first_attempt(self) -> float:
         """Share of rows whose first text parsed, before any filter (0 to 1)."""
+        if self.report is None:
+            raise ValueError("This output has no sampling report.")
         return self.report.valid_first_attempt
 
     def to_pandas(self) -> pd.DataFrame:

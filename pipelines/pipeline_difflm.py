@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -43,7 +43,10 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         Most tokens of a record.
     """
 
-    model_cpu_offload_seq = "denoiser->autoencoder"
+    model_cpu_offload_seq: Any = "denoiser->autoencoder"
+    # The mixin's take fewer arguments by position than diffusers'.
+    save_pretrained: Any
+    push_to_hub: Any
 
     def __init__(
         self,
@@ -285,8 +288,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     ) -> Tensor | None:
         if not any(name in conditions for name in self.condition_encoder.names):
             return None
-        # A stream of its own, so that a label's draw does not shift the latent's noise.
-        generators = [RowRandom(random.seed + 1, random.row, random.attempt).latent_generator() for random in randoms]
+        generators = [random.label_generator() for random in randoms]
         return self.condition_encoder.condition_labels(conditions, generators)
 
     def _decode(
@@ -325,7 +327,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                     choose=choose_tokens,
                     given_texts=row_given,
                     batch_size=batch_size,
-                    max_new_tokens=self.config.max_new_tokens,
+                    max_new_tokens=self.config["max_new_tokens"],
                     on_rows_done=on_rows_done,
                     **sampling,
                 )
@@ -335,7 +337,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                     chunk_latents,
                     logits_processor=LogitsProcessorList([processor]),
                     do_sample=False,
-                    max_new_tokens=self.config.max_new_tokens,
+                    max_new_tokens=self.config["max_new_tokens"],
                 ).tolist()
                 if on_rows_done is not None:
                     on_rows_done(len(tokens))

@@ -59,7 +59,14 @@ class RowRandom:
 
     def latent_generator(self) -> torch.Generator:
         """A new CPU generator for the row's latent, in the same state at every call."""
-        state = self._sequence(0).generate_state(1, np.uint64)[0]
+        return self._generator(0)
+
+    def label_generator(self) -> torch.Generator:
+        """The same for the row's class labels, so that drawing one does not shift the latent's noise."""
+        return self._generator(2)
+
+    def _generator(self, stream: int) -> torch.Generator:
+        state = self._sequence(stream).generate_state(1, np.uint64)[0]
         return torch.Generator("cpu").manual_seed(int(state) >> 1)
 
     def uniform(self) -> float:

@@ -1,4 +1,4 @@
-"""Training of the autoencoder: a thin transformers Trainer with a moving beta and an evaluation of the latent's use."""
+"""Training of the autoencoder: a thin transformers Trainer with a moving beta, which measures the latent's use."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class AutoencoderTrainer(Trainer):
     train_dataset, eval_dataset : RecordDataset
     encoder_pad_token_id : int
     """
+
+    model: DiffLMModel
+    args: AutoencoderTrainingArguments
 
     def __init__(
         self,
@@ -67,7 +70,8 @@ class AutoencoderTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
-        models = [self.model.encoder, self.model.decoder] if self.args.device.type == "cpu" else []
+        on_cpu = self.args.device.type == "cpu"
+        models = [m for m in (self.model.encoder, self.model.decoder) if on_cpu and m is not None]
         before = [model.config._attn_implementation for model in models]
         try:
             for model in models:
@@ -125,16 +129,17 @@ class AutoencoderTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "lengths"):
+        lengths = getattr(dataset, "lengths", None)
+        if self.args.train_sampling_strategy == "group_by_length" and lengths is not None:
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(batch, lengths=dataset.lengths)
+            return LengthGroupedSampler(batch, lengths=lengths)
         return super()._get_train_sampler(train_dataset)
 
     @torch.no_grad()
     def evaluate(
-        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         model: DiffLMModel = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
@@ -195,7 +200,7 @@ class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
 
     def on_evaluate(
         self,
-        args: TrainingArguments,
+        args: Any,  # AutoencoderTrainingArguments
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float] | None = None,

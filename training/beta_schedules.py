@@ -1,4 +1,4 @@
-"""Schedules of beta, the KL's weight, as trainer callbacks (DiffLM, arXiv 2411.03250, section 3.2 and its ablation)."""
+"""Schedules of beta, the KL's weight, as trainer callbacks (DiffLM, arXiv 2411.03250, section 3.2 and ablation)."""
 
 from __future__ import annotations
 

@@ -119,7 +119,9 @@ class DenoiserTrainer:
             self._check_data(denoiser, name, data)
         self.train_data = train_data
         self.validation_data = validation_data
-        self.denoiser = denoiser.to(self.device)
+        network: torch.nn.Module = denoiser
+        network.to(self.device)
+        self.denoiser = denoiser
         self.denoiser.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
         self.sigma_data = denoiser.sigma_data
         self.parameters = dict(denoiser.named_parameters())
@@ -424,7 +426,7 @@ class DenoiserTrainer:
     def _check_data(denoiser: DiffLMDenoiser, name: str, data: LatentDataset) -> None:
         if len(data) < 1:
             raise ValueError(f"There are no {name} latents.")
-        latent_size = denoiser.config.latent_size
+        latent_size = denoiser.config["latent_size"]
         if data.mean.shape[1] != latent_size:
             raise ValueError(
                 f"The {name} latents have {data.mean.shape[1]} dimensions and the denoiser's latent_size is "
@@ -438,7 +440,7 @@ class DenoiserTrainer:
     @contextlib.contextmanager
     def _reproducible_dropout(self, step: int) -> Iterator[None]:
         """Dropout draws from torch's global generator: seed it per step, and leave the caller's state alone."""
-        if not self.denoiser.config.dropout:
+        if not self.denoiser.config["dropout"]:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []

@@ -40,7 +40,7 @@ def resolve_settings(
         if preset not in PRESETS:
             raise ValueError(f"preset={preset!r} is not one of {', '.join(PRESETS)}.")
         preset = PRESETS[preset]
-    changes = {
+    changes: dict[str, Any] = {
         "encoder": encoder,
         "decoder": decoder,
         "record_format": record_format,
@@ -102,22 +102,20 @@ def fit_autoencoder(
     steps_per_epoch = max(1, len(train) // settings.batch_size)
     interval = max(20, min(200, steps_per_epoch))
     minutes = None if settings.max_minutes is None else settings.max_minutes * AUTOENCODER_SHARE_OF_TIME
-    args = AutoencoderTrainingArguments(
-        **{
-            "output_dir": str(checkpoints),
-            "num_train_epochs": settings.epochs,
-            "max_minutes": minutes,
-            "per_device_train_batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "encoder_learning_rate": settings.encoder_learning_rate,
-            "eval_steps": interval,
-            "save_steps": 3 * interval,
-            "logging_steps": max(1, interval // 2),
-            "seed": seed,
-            "disable_tqdm": not show_progress,
-        }
-        | (training_kwargs or {})
-    )
+    options: dict[str, Any] = {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": settings.epochs,
+        "max_minutes": minutes,
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "encoder_learning_rate": settings.encoder_learning_rate,
+        "eval_steps": interval,
+        "save_steps": 3 * interval,
+        "logging_steps": max(1, interval // 2),
+        "seed": seed,
+        "disable_tqdm": not show_progress,
+    }
+    args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)
     trainer = AutoencoderTrainer(model, args, train, evaluation, encoder_tokenizer.pad_token_id or 0)
     started = time.monotonic()

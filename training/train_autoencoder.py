@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser, set_seed
 
@@ -41,9 +42,8 @@ class ScriptArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the script."""
-    script, args = HfArgumentParser((ScriptArguments, AutoencoderTrainingArguments)).parse_args_into_dataclasses(
-        args=arguments
-    )
+    parts: Any = (ScriptArguments, AutoencoderTrainingArguments)
+    script, args = HfArgumentParser(parts).parse_args_into_dataclasses(args=arguments)
     settings = resolve_settings(
         script.preset,
         encoder=script.encoder,

@@ -179,21 +179,19 @@ def fit(
     remaining = None
     if settings.max_minutes is not None:
         remaining = max(20.0, 60 * settings.max_minutes - (time.monotonic() - started))
+    options: dict[str, Any] = {
+        "output_dir": str(folder.denoiser_checkpoints),
+        "max_steps": settings.denoiser_steps,
+        "learning_rate": settings.denoiser_learning_rate,
+        "max_seconds": remaining,
+        "seed": seed,
+        "resume": "auto" if resume else None,
+        "show_progress": show_progress,
+        "device": str(model.device),
+    }
     result = DenoiserTrainer(
         denoiser,
-        DenoiserTrainingArguments(
-            **{
-                "output_dir": str(folder.denoiser_checkpoints),
-                "max_steps": settings.denoiser_steps,
-                "learning_rate": settings.denoiser_learning_rate,
-                "max_seconds": remaining,
-                "seed": seed,
-                "resume": "auto" if resume else None,
-                "show_progress": show_progress,
-                "device": str(model.device),
-            }
-            | (denoiser_kwargs or {})
-        ),
+        DenoiserTrainingArguments(**options | (denoiser_kwargs or {})),
         *[
             LatentDataset(
                 mean=posterior.mean,

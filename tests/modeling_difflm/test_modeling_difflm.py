@@ -184,7 +184,8 @@ def test_kl_of_known_gaussians():
 
 
 def test_reparameterised_samples_have_the_posteriors_moments():
-    posterior = Posterior(torch.full((20_000, 2), 3.0), torch.full((20_000, 2), 2 * torch.log(torch.tensor(0.5)).item()))
+    log_variance = 2 * torch.log(torch.tensor(0.5)).item()
+    posterior = Posterior(torch.full((20_000, 2), 3.0), torch.full((20_000, 2), log_variance))
     samples = posterior.sample(torch.Generator().manual_seed(0))
     assert samples.mean().item() == pytest.approx(3.0, abs=0.02)
     assert samples.std().item() == pytest.approx(0.5, abs=0.02)

@@ -21,7 +21,8 @@ from difflm.training.record_dataset import RecordDataset
 @pytest.fixture
 def dataset(small_table, encoder_tokenizer, decoder_tokenizer) -> RecordDataset:
     schema = RecordSchema.infer(small_table, record_format="values")
-    return RecordDataset(schema.to_records(small_table), schema, encoder_tokenizer, decoder_tokenizer, 1, max_length=64)
+    records = schema.to_records(small_table)
+    return RecordDataset(records, schema, encoder_tokenizer, decoder_tokenizer, 1, max_length=64)
 
 
 def build(model_folders) -> DiffLMModel:
@@ -104,9 +105,8 @@ def test_evaluation_figures(model_folders, dataset, tmp_path):
 
 def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, dataset, tmp_path):
     training = trainer(model_folders, dataset, tmp_path, learning_rate=1e-2, encoder_learning_rate=1e-4)
-    rates = {
-        id(parameter): group["lr"] for group in training.create_optimizer().param_groups for parameter in group["params"]
-    }
+    groups = training.create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     trainable = {name: p for name, p in training.model.named_parameters() if p.requires_grad}
     assert len(rates) == len(trainable)
     assert {rates[id(p)] for name, p in trainable.items() if name.startswith("encoder.")} == {1e-4}
