@@ -279,7 +279,7 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
                     parquet = gr.DownloadButton("Parquet", interactive=False, elem_id="parquet", min_width=100)
             with gr.Column(scale=3, min_width=320):
                 table = gr.Dataframe(label="Records", interactive=False, elem_id="table", max_height=420)
-                plots = gr.Plot(label="Real and synthetic", visible=reference is not None, elem_id="plots")
+                plots = gr.Plot(show_label=False, visible=reference is not None, elem_id="plots")
                 gr.Markdown("Click a point to decode it, then another to walk between the two.")
                 image = gr.Image(
                     label="Latent map", interactive=False, elem_id="latent-map", format="png", buttons=["download"]
