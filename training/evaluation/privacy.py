@@ -103,7 +103,10 @@ def privacy_risks(
         try:
             if attack == "singling_out":
                 columns = min(4, len(spec.columns))
-                attacker = evaluators.SinglingOutEvaluator(n_attacks=guesses, n_cols=columns, **tables)
+                # Few columns have few queries that single a row out: do not look for more for hours.
+                attacker = evaluators.SinglingOutEvaluator(
+                    n_attacks=guesses, n_cols=columns, max_attempts=20_000, **tables
+                )
                 attacker.evaluate(mode="multivariate")
             elif attack == "linkability":
                 halves = (spec.columns[::2], spec.columns[1::2])
