@@ -69,9 +69,10 @@ def _run_fit(arguments: argparse.Namespace) -> int:
 
 def _run_sample(arguments: argparse.Namespace) -> int:
     # Whatever can be known to be wrong is reported before minutes are spent on sampling.
-    from difflm.cli_files import check_output, write_records
+    from difflm.cli_files import check_output, is_folder, write_records
 
-    output = check_output(arguments.output, overwrite=arguments.overwrite)
+    to_folder = is_folder(arguments.output)
+    output = Path(arguments.output) if to_folder else check_output(arguments.output, overwrite=arguments.overwrite)
     folder = Path(arguments.pipeline)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -80,20 +81,24 @@ def _run_sample(arguments: argparse.Namespace) -> int:
     from difflm.pipelines import DiffLMPipeline
 
     pipe = DiffLMPipeline.from_pretrained(arguments.pipeline)
+    options = {
+        "batch_size": arguments.batch_size,
+        "max_attempts": arguments.max_attempts,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "num_inference_steps": arguments.steps,
+        "condition": typed_condition(arguments.condition, pipe.schema) if arguments.condition else None,
+        "constrained": arguments.constrained,
+        "within_range": arguments.within_range,
+        "guidance_scale": arguments.guidance_scale,
+        "unique": arguments.unique,
+        "exclude_training_copies": arguments.exclude_training_copies,
+    }
+    if to_folder:
+        return _sample_shards(pipe, output, arguments, options)
     started = time.monotonic()
-    result = pipe(
-        num_samples=arguments.num_samples,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-        max_attempts=arguments.max_attempts,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        num_inference_steps=arguments.steps,
-        condition=typed_condition(arguments.condition, pipe.schema) if arguments.condition else None,
-        constrained=arguments.constrained,
-        guidance_scale=arguments.guidance_scale,
-    )
+    result = pipe(num_samples=arguments.num_samples, seed=arguments.seed, **options)
     seconds = max(time.monotonic() - started, 1e-9)
     write_records(result, output)
     count = len(result.records)
@@ -105,6 +110,44 @@ def _run_sample(arguments: argparse.Namespace) -> int:
         print(f"difflm: only {count} of {arguments.num_samples} records became valid", file=sys.stderr)
         return 1
     return 0
+
+
+def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Write parquet shards; under ``accelerate launch`` each process writes its share."""
+    import torch
+    from accelerate import PartialState
+    from tqdm.auto import tqdm
+
+    from difflm.pipelines.sharded_sampling import read_report, sample_shards
+
+    index, count = 0, 1
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        state = PartialState(cpu=not torch.cuda.is_available())
+        index, count = state.process_index, state.num_processes
+        if state.device.type == "cuda":
+            pipe.to(state.device)
+    pipe.set_progress_bar_config(disable=True)
+    shards = sample_shards(
+        pipe,
+        folder,
+        arguments.num_samples,
+        seed=arguments.seed,
+        shard_size=arguments.shard_size,
+        process_index=index,
+        num_processes=count,
+        on_shard_done=lambda done, total: bar.update(done - bar.n),
+        **options,
+    )
+    label = "Sampling" if count == 1 else f"Sampling (process {index + 1} of {count})"
+    total = sum(
+        min(arguments.shard_size, arguments.num_samples - start)
+        for start in range(index * arguments.shard_size, arguments.num_samples, count * arguments.shard_size)
+    )
+    with tqdm(total=total, desc=label, unit="record") as bar:
+        reports = [read_report(shard) for shard in shards]
+    returned = sum(report.returned for report in reports)
+    print(f"{returned} records in {len(reports)} shards in {folder}{os.sep}")
+    return 0 if returned == total else 1
 
 
 def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[str, Any]:

@@ -11,6 +11,11 @@ from typing import Any
 ENDINGS = (".parquet", ".csv", ".jsonl")
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether an output names a folder: by a slash at its end, or because it is one."""
+    return str(path).endswith(("/", os.sep)) or Path(path).is_dir()
+
+
 def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     """Check that records can be written to ``path``, before any work is done.
 

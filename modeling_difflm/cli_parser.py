@@ -158,14 +158,23 @@ def _add_sample(commands: Any) -> None:
     sample = commands.add_parser(
         "sample",
         help="sample records from a fitted pipeline",
-        description="Sample records from a fitted pipeline into a file.",
+        description="Sample records from a fitted pipeline into a file, or into a folder of parquet shards.\n\n"
+        "A run into a folder that was stopped goes on when the same command is repeated, and\n"
+        "`accelerate launch -m difflm sample ...` shares it among processes: the records are the same.",
         epilog="example: difflm sample out -n 1000 -o rows.parquet --condition species=Adelie",
         formatter_class=_HelpFormatter,
     )
     sample.add_argument("pipeline", metavar="PIPELINE", help="folder that `difflm fit` wrote, or a Hub id")
     sample.add_argument("-n", "--num-samples", type=_positive_int, default=100, metavar="N", help="records to sample")
     sample.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="file to write: .parquet, .csv or .jsonl (required)"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="file to write: .parquet, .csv or .jsonl; or a folder, named with a slash at its end (required)",
+    )
+    sample.add_argument(
+        "--shard-size", type=_positive_int, default=10_000, metavar="N", help="records of a shard in a folder"
     )
     sample.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: refuse)")
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="record i depends on the seed and on i alone")
@@ -214,6 +223,22 @@ def _add_sample(commands: Any) -> None:
         default=1.0,
         metavar="W",
         help="weight of the condition in classifier-free guidance, no unit; 1 is none",
+    )
+    sample.add_argument(
+        "--unique",
+        action="store_true",
+        help="resample records equal to an earlier one; not with a folder (default: keep)",
+    )
+    sample.add_argument(
+        "--exclude-training-copies",
+        action="store_true",
+        help="resample exact copies of training records (default: keep)",
+    )
+    sample.add_argument(
+        "--no-within-range",
+        dest="within_range",
+        action="store_false",
+        help="let numbers leave the range seen in training (default: they stay within)",
     )
     sample.add_argument(
         "--no-constrained",
