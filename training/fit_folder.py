@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from difflm.training.progress import no_file_bars
+
 
 MARKER = "difflm_fit.json"
 
@@ -89,14 +91,16 @@ class FitFolder:
 
     def save_autoencoder(self, model: Any, log: dict[str, Any]) -> None:
         """Keep the fitted autoencoder, so that an interruption later does not cost it."""
-        model.save_pretrained(self.autoencoder)
+        with no_file_bars():
+            model.save_pretrained(self.autoencoder)
         _write_json(self.autoencoder / "training_log.json", log)
 
     def save_pipeline(self, pipeline: Any, log: dict[str, Any], save_more: Callable[[Path], None]) -> None:
         """Save the pipeline whole or not at all, then drop the checkpoints."""
         partial = self.path / ".saving"
         shutil.rmtree(partial, ignore_errors=True)
-        pipeline.save_pretrained(partial)
+        with no_file_bars():
+            pipeline.save_pretrained(partial)
         save_more(partial)
         _write_json(partial / "training_log.json", log)
         # The index goes last: a folder without it is an unfinished fit.

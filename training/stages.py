@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ProgressCallback
 
 from difflm.modeling_difflm import DiffLMModel, resolve_source
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.data import as_dataframe, read_table
 from difflm.training.presets import PRESETS, Preset
+from difflm.training.progress import FitProgress, no_file_bars
 from difflm.training.record_dataset import RecordDataset
 
 
@@ -118,8 +119,12 @@ def fit_autoencoder(
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)
     trainer = AutoencoderTrainer(model, args, train, evaluation, encoder_tokenizer.pad_token_id or 0)
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(FitProgress(trainer.budget))
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    with no_file_bars():
+        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     seconds = time.monotonic() - started
     final = trainer.evaluate()
     return {

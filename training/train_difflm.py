@@ -27,6 +27,7 @@ from difflm.training.encode_latents import encode_latents
 from difflm.training.fit_folder import FitFolder
 from difflm.training.latents import LatentDataset
 from difflm.training.presets import Preset
+from difflm.training.progress import no_file_bars
 from difflm.training.record_dataset import RecordDataset
 from difflm.training.stages import fit_autoencoder, load_model, read_data, resolve_settings, split_records
 
@@ -133,7 +134,8 @@ def fit(
     set_seed(seed)
 
     finished = folder.autoencoder if folder.autoencoder_is_done else None
-    model, (encoder_tokenizer, decoder_tokenizer) = load_model(settings, model_kwargs or {}, finished)
+    with no_file_bars(not show_progress):
+        model, (encoder_tokenizer, decoder_tokenizer) = load_model(settings, model_kwargs or {}, finished)
     datasets = [
         RecordDataset(part, schema, encoder_tokenizer, decoder_tokenizer, model.config.eos_token_id, max_length)
         for part in (train, held_out)
