@@ -101,6 +101,8 @@ def _write_shard(path: Path, output: Any) -> None:
     report = {**vars(output.report), "rejected": dict(output.report.rejected)}
     table = pa.Table.from_pandas(output.to_pandas(), preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), REPORT_KEY: json.dumps(report).encode()})
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
+        left_by_a_kill.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)
@@ -124,6 +126,8 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             )
         return
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        if manifest.is_file():  # another process of this run was a moment faster
+            return _claim_folder(folder, settings)
         raise ShardFolderError(f"{folder} holds other files; nothing in it is touched. Name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"

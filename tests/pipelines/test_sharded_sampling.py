@@ -32,6 +32,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(pipe, tmp_path):
     first = next(killed)
     killed.close()
     stamp = first.stat().st_mtime_ns
+    (tmp_path / "killed" / f".{shard_name(1, 3)}.99.tmp").write_bytes(b"half a shard")
     list(sample_shards(pipe, tmp_path / "killed", 10, seed=3, shard_size=4))
     assert first.stat().st_mtime_ns == stamp
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -68,6 +69,22 @@ def test_processes_share_the_shards(pipe, tmp_path):
         )
         assert done == [[(3, 6), (6, 6)], [(3, 4), (4, 4)]][process]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_process_that_comes_second_joins_in(pipe, tmp_path, monkeypatch):
+    """The manifest appears between its look for it and its look at the folder."""
+    import difflm.pipelines.sharded_sampling as module
+
+    list(sample_shards(pipe, tmp_path / "out", 4, seed=0))
+    is_file, looks = module.Path.is_file, []
+
+    def late(path):
+        looks.append(path)
+        return len(looks) > 1 and is_file(path)
+
+    monkeypatch.setattr(module.Path, "is_file", late)
+    assert [path.name for path in sample_shards(pipe, tmp_path / "out", 4, seed=0)] == [shard_name(0, 1)]
+    assert len(looks) > 1
 
 
 class TestErrors:
