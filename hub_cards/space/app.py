@@ -28,7 +28,11 @@ MAP_SIZE = (640, 480)  # pixels
 REAL, SYNTHETIC = "#3b6ea5", "#e07b39"
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}
-#latent-map img {cursor: crosshair}
+#latent-map img {cursor: crosshair; max-width: 100%; object-fit: contain}
+@media (max-width: 700px) {
+  #layout {flex-direction: column; flex-wrap: nowrap}
+  #layout > * {width: 100%; max-width: calc(100vw - 64px); min-width: 0 !important; overflow-x: auto}
+}
 """
 
 
@@ -263,7 +267,7 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
     with gr.Blocks(title=title) as blocks:
         gr.Markdown(f"# {title}\nSynthetic records from a latent diffusion model in front of a frozen language model.")
         state = gr.State()
-        with gr.Row():
+        with gr.Row(elem_id="layout"):
             with gr.Column(scale=1, min_width=300):
                 rows = gr.Slider(1, MAX_ROWS, 100, step=1, label="Records", elem_id="rows")
                 seed = gr.Number(0, precision=0, label="Seed", info="the same seed, the same records", elem_id="seed")
