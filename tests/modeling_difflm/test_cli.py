@@ -126,7 +126,7 @@ class TestHelp:
     def test_a_command_is_required(self, capsys):
         with pytest.raises(SystemExit, match="2"):
             cli.main([])
-        assert "fit,sample,info" in capsys.readouterr().err
+        assert "fit,sample,evaluate,info" in capsys.readouterr().err
 
 
 class TestFit:
@@ -283,7 +283,10 @@ class TestSample:
                 "num_inference_steps": 6,
                 "condition": {"city": "Ulm"},
                 "constrained": False,
+                "within_range": True,
                 "guidance_scale": 2.0,
+                "unique": False,
+                "exclude_training_copies": False,
             }
         ]
 
