@@ -5,6 +5,7 @@ transformers, and a mistyped option is reported at once.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -72,6 +73,10 @@ def _run_sample(arguments: argparse.Namespace) -> int:
     from difflm.cli_files import check_output, is_folder, write_records
 
     to_folder = is_folder(arguments.output)
+    if to_folder and arguments.unique:
+        raise ValueError("--unique needs all records at once: name a file, or drop duplicates from the shards")
+    if to_folder and arguments.overwrite:
+        raise ValueError("--overwrite replaces a file: remove the folder yourself, or name a new one")
     output = Path(arguments.output) if to_folder else check_output(arguments.output, overwrite=arguments.overwrite)
     folder = Path(arguments.pipeline)
     if folder.exists() and not (folder / "model_index.json").is_file():
@@ -126,7 +131,15 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         index, count = state.process_index, state.num_processes
         if state.device.type == "cuda":
             pipe.to(state.device)
-    pipe.set_progress_bar_config(disable=True)
+
+    def shard_done(done: int, total: int) -> None:
+        # Rows that were there already took no time: they must not flatter the rate and the ETA.
+        bar.initial += done - bar.n
+        bar.n = done
+        bar.refresh()
+
+    # One bar over all shards, moved record by record, in place of one for each shard.
+    pipe.progress_bar = lambda *args, **kwargs: contextlib.nullcontext(bar)
     shards = sample_shards(
         pipe,
         folder,
@@ -135,7 +148,7 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         shard_size=arguments.shard_size,
         process_index=index,
         num_processes=count,
-        on_shard_done=lambda done, total: bar.update(done - bar.n),
+        on_shard_done=shard_done,
         **options,
     )
     label = "Sampling" if count == 1 else f"Sampling (process {index + 1} of {count})"
@@ -147,7 +160,10 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         reports = [read_report(shard) for shard in shards]
     returned = sum(report.returned for report in reports)
     print(f"{returned} records in {len(reports)} shards in {folder}{os.sep}")
-    return 0 if returned == total else 1
+    if returned < total:
+        print(f"difflm: only {returned} of {total} records became valid", file=sys.stderr)
+    # A process that ends with an error takes the others, which may still be at work, down with it.
+    return 1 if returned < total and count == 1 else 0
 
 
 def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[str, Any]:
@@ -223,6 +239,8 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _interrupted(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
+    if arguments.command == "sample" and Path(arguments.output).is_dir():
+        return f"difflm: interrupted; complete shards stay in {arguments.output}: the same command goes on"
     if arguments.command != "fit":
         return "difflm: interrupted; nothing was written"
     words = [word for word in argv if word not in ("--resume", "--overwrite")]

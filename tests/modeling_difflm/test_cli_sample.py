@@ -41,6 +41,20 @@ def test_other_options_are_refused(fitted, whole, capsys):
     assert "sampled with other temperature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "reason"), [("--unique", "drop duplicates"), ("--overwrite", "name a new one")])
+def test_what_a_folder_cannot_have(fitted, tmp_path, option, reason, capsys):
+    assert main(command(fitted[1], tmp_path / "out", option)) == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_done_stays_as_it_is(fitted, whole, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    assert main(command(fitted[1], whole)) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+    assert "24 records in 6 shards" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_files(fitted, whole, tmp_path):
     program = [sys.executable, "-m", "difflm", *command(fitted[1], tmp_path / "killed")]
