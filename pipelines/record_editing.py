@@ -26,7 +26,10 @@ class RecordEditingMixin:
             raise ValueError("There are no records to encode.")
         return self._encode_texts(texts, batch_size)
 
-    def _encode_texts(self: Any, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+    def _encode_texts(
+        self: Any, texts: Sequence[str], batch_size: int = 64, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Posterior means, or with a generator a sample of each posterior."""
         limit = min(self.encoder_tokenizer.model_max_length, 512)
         means = []
         for start in range(0, len(texts), batch_size):
@@ -37,7 +40,8 @@ class RecordEditingMixin:
                 max_length=limit,
                 return_tensors="pt",
             ).to(self.autoencoder.device)
-            means.append(self.autoencoder.encode(batch["input_ids"], batch["attention_mask"]).mean)
+            posterior = self.autoencoder.encode(batch["input_ids"], batch["attention_mask"])
+            means.append(posterior.mean if generator is None else posterior.sample(generator))
         return torch.cat(means)
 
     def reconstruct(self: Any, records: Any, **kwargs: Any) -> Any:
@@ -133,6 +137,48 @@ class RecordEditingMixin:
         labels = self.condition_encoder.partial_labels(known) if self.condition_encoder.classes else None
         latents = self._noised_and_denoised(self._encode_texts(texts), strength, seed, kwargs, labels)
         return self(len(latents), latents=latents, given=known, seed=seed, **kwargs)
+
+    @torch.no_grad()
+    def prior_latents(
+        self: Any, prior: str, num_samples: int, *, records: Any = None, seed: int = 0, num_components: int = 20
+    ) -> Tensor:
+        """Latents from a simpler distribution than the diffusion's, to decode with ``latents=`` and compare.
+
+        Parameters
+        ----------
+        prior : {"gaussian", "gmm", "encode"}
+            The VAE's own standard normal; a Gaussian mixture with full covariances fitted to the encodings of
+            ``records`` (scikit-learn); or a posterior sample of a record drawn from ``records``.
+        num_samples : int
+        records : list of dict, DataFrame or Dataset, optional
+            Needed by "gmm" and "encode".
+        seed : int, default 0
+        num_components : int, default 20
+            Of the mixture.
+
+        Returns
+        -------
+        Tensor
+            ``[num_samples, latent_size]``.
+        """
+        if prior not in ("gaussian", "gmm", "encode"):
+            raise ValueError(f"prior={prior!r} is not one of gaussian, gmm, encode (the default is the diffusion).")
+        generator = torch.Generator().manual_seed(seed)
+        if prior == "gaussian":
+            return torch.randn(num_samples, self.denoiser.config.latent_size, generator=generator)
+        if records is None:
+            raise ValueError(f"prior={prior!r} needs records=, rows of the training table.")
+        texts = [self.schema.serialize(record) for record in self.schema.to_records(records)]
+        if prior == "encode":
+            chosen = torch.randint(len(texts), (num_samples,), generator=generator)
+            return self._encode_texts([texts[index] for index in chosen], generator=generator).cpu()
+        from sklearn.mixture import GaussianMixture
+
+        means = self._encode_texts(texts, generator=generator).cpu().double().numpy()
+        mixture = GaussianMixture(min(num_components, len(means)), reg_covar=1e-4, random_state=seed).fit(means)
+        drawn, components = mixture.sample(num_samples)
+        order = torch.randperm(num_samples, generator=generator)  # scikit-learn returns them by component
+        return torch.from_numpy(drawn).float()[order]
 
     def _given_cells(self: Any, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [name for name in record if name not in self.schema.names]

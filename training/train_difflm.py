@@ -226,6 +226,8 @@ def fit(
     )
     latents = {"mean": posteriors[0].mean, "log_variance": posteriors[0].log_variance}
     folder.save_pipeline(pipeline, log, lambda path: save_file(latents, path / "latents.safetensors"))
+    # So that a later push finds the training log for its card.
+    pipeline.register_to_config(_name_or_path=str(folder.path))
     return pipeline
 
 

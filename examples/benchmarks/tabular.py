@@ -91,10 +91,11 @@ def sample_difflm(
         )
     details["fit_seconds"] = round(time.monotonic() - started, 1)
     pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
-    keywords = {} if prior == "diffusion" else {"prior": prior}
-    if prior == "encode":
-        keywords["records"] = pipe.schema.to_records(tables["train"])
-    result = pipe(num_samples=arguments.rows or len(tables["train"]), seed=seed, **keywords)
+    count = arguments.rows or len(tables["train"])
+    latents = None
+    if prior != "diffusion":
+        latents = pipe.prior_latents(prior, count, records=tables["train"], seed=seed)
+    result = pipe(num_samples=count, seed=seed, latents=latents)
     details["sample_seconds"] = round(time.monotonic() - started, 1)
     details["validity_rate"] = float(result.valid_first_attempt)
     return result.to_pandas(), details

@@ -225,6 +225,34 @@ class TestGivenRecords:
             pipe.impute([{"colour": "red"}])
 
 
+class TestPriors:
+    def test_gaussian_is_standard_normal(self, pipe):
+        latents = pipe.prior_latents("gaussian", 5000)
+        assert latents.mean().abs() < 0.05
+        assert latents.std().item() == pytest.approx(1.0, abs=0.05)
+
+    def test_mixture_has_the_encodings_moments(self, pipe, small_table):
+        encoded = pipe.prior_latents("encode", 4000, records=small_table)
+        latents = pipe.prior_latents("gmm", 4000, records=small_table, num_components=2)
+        # One posterior sample of each of 60 records is what the mixture sees: a tenth of a standard deviation or so.
+        assert ((latents.mean(0) - encoded.mean(0)).abs() / encoded.std(0)).max() < 0.6
+        torch.testing.assert_close(latents.std(0), encoded.std(0), atol=0.0, rtol=0.4)
+        assert not torch.equal(latents[:10], latents[10:20])
+
+    def test_encodings_lie_around_real_ones(self, pipe, small_table):
+        encoded = pipe.encode(small_table).cpu()
+        latents = pipe.prior_latents("encode", 200, records=small_table)
+        nearest = torch.cdist(latents, encoded).min(dim=1).values
+        assert nearest.mean() < 0.5 * torch.cdist(torch.randn(200, 8) * 3, encoded).min(dim=1).values.mean()
+        assert pipe(3, seed=0, latents=latents[:3]).valid_first_attempt == 1.0
+
+    def test_errors(self, pipe):
+        with pytest.raises(ValueError, match="prior='uniform' is not one of gaussian, gmm, encode"):
+            pipe.prior_latents("uniform", 3)
+        with pytest.raises(ValueError, match="needs records="):
+            pipe.prior_latents("gmm", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
