@@ -108,6 +108,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         exclude_training_copies: bool = False,
         latents: Tensor | None = None,
         given: Sequence[Mapping[str, Any]] | None = None,
+        schema: Mapping[str, Any] | None = None,
         first_row: int = 0,
         output_type: str = "records",
         return_dict: bool = True,
@@ -155,6 +156,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             ``[num_samples, latent_size]``: decode these instead of sampling some.
         given : sequence of dict, optional
             Per row, the values that its record must have (used by ``impute``).
+        schema : mapping, optional
+            A JSON Schema of an object: records are written and checked by it instead of by the training table's.
         first_row : int, default 0
             Index of the first row: ``pipe(5, seed=0, first_row=5)`` continues ``pipe(5, seed=0)``.
         output_type : {"records", "pandas", "dataset", "latent"}, default "records"
@@ -181,7 +184,10 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             raise ValueError(
                 f"latents must be [{num_samples}, {self.denoiser.config.latent_size}], not {list(latents.shape)}."
             )
-        conditions = check_condition(condition or {}, self.schema.columns)
+        table = self.schema
+        if schema is not None:
+            table = RecordSchema.from_json_schema(schema, record_format=self.schema.record_format)
+        conditions = check_condition(condition or {}, table.columns)
         checks = _acceptance_checks(accept)
         if exclude_training_copies and not self.denoiser.config.num_record_digests:
             raise ValueError(
@@ -217,7 +223,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 texts = self._decode(
                     batch_latents,
                     randoms,
-                    self.constraint(conditions, within_range=within_range),
+                    self.constraint(conditions, within_range=within_range, schema=table),
                     given=None if given is None else [given[row] for row in rows],
                     constrained=constrained,
                     fast=fast,
@@ -229,7 +235,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 )
                 for position, row in enumerate(rows):
                     report.attempts += 1
-                    record, reason = self._read(texts[position], conditions, checks, digests)
+                    record, reason = self._read(texts[position], table, conditions, checks, digests)
                     if attempts[row] == 0 and not (reason or "").startswith("invalid"):
                         report.first_attempt_parsed += 1
                     if unique and reason is None:
@@ -254,7 +260,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             rows=[first_row + row for row in kept],
             report=report,
             seed=seed,
-            schema=self.schema,
+            schema=table,
         )
         if output_type == "records":
             return output if return_dict else (output.records, report)
@@ -345,11 +351,16 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         return texts
 
     def constraint(
-        self, conditions: Mapping[str, ColumnCondition] | None = None, *, within_range: bool = True
+        self,
+        conditions: Mapping[str, ColumnCondition] | None = None,
+        *,
+        within_range: bool = True,
+        schema: RecordSchema | None = None,
     ) -> RecordConstraint:
         """The grammar of the schema, narrowed by conditions; compiled once for each."""
         conditions = conditions or {}
-        key = repr((within_range, sorted(conditions.items())))
+        schema = schema or self.schema
+        key = repr((within_range, sorted(conditions.items()), schema.to_dict()))
         if key not in self._constraints:
             config = self.autoencoder.config
             self._constraints[key] = RecordConstraint.compile(
@@ -357,21 +368,24 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 vocab_size=self.autoencoder.decoder.get_input_embeddings().weight.shape[0],
                 bos_token_id=config.bos_token_id,
                 eos_token_id=config.eos_token_id,
-                fixed_segments=self.schema.fixed_segments(),
+                fixed_segments=schema.fixed_segments(),
                 values=[
-                    self._value_spec(column, conditions.get(column.name), within_range)
-                    for column in self.schema.columns
+                    self._value_spec(schema, column, conditions.get(column.name), within_range)
+                    for column in schema.columns
                 ],
             )
         return self._constraints[key]
 
-    def _value_spec(self, column: Any, condition: ColumnCondition | None, within_range: bool) -> ValueSpec:
+    @staticmethod
+    def _value_spec(
+        schema: RecordSchema, column: Any, condition: ColumnCondition | None, within_range: bool
+    ) -> ValueSpec:
         def text(value: Any) -> str:
-            return self.schema.value_text(column.name, value)
+            return schema.value_text(column.name, value)
 
         spec: dict[str, Any] = {
             "name": column.name,
-            "kind": "raw" if self.schema.record_format == "text" else column.kind,
+            "kind": "raw" if schema.record_format == "text" else column.kind,
             "decimals": column.decimals,
             "minimum": column.minimum,
             "maximum": column.maximum,
@@ -395,16 +409,17 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             }
         return ValueSpec(**spec)
 
+    @staticmethod
     def _read(
-        self,
         text: str,
+        schema: RecordSchema,
         conditions: Mapping[str, ColumnCondition],
         checks: Mapping[str, Callable[[dict[str, Any]], bool]],
         digests: frozenset[bytes],
     ) -> tuple[dict[str, Any], str | None]:
         """Parse a text; the reason is None if the record is kept."""
         try:
-            record = self.schema.parse(text)
+            record = schema.parse(text)
         except RecordParseError as error:
             return {}, f"invalid: {error.column or 'record'}: {error.reason}"
         if any(not condition.holds(record[name]) for name, condition in conditions.items()):

@@ -291,3 +291,27 @@ def test_given_latents_are_decoded(pipe, twenty):
 def test_unique_cannot_be_streamed(pipe):
     with pytest.raises(ValueError, match="unique=True needs all rows"):
         next(pipe.stream(3, unique=True))
+
+
+def test_any_json_schema_can_be_asked_for(pipe):
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 5},
+            "level": {"enum": ["low", "high"]},
+            "point": {
+                "type": "object",
+                "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}, "ok": {"type": "boolean"}},
+                "required": ["x", "ok"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["name", "level", "point"],
+        "additionalProperties": False,
+    }
+    output = pipe(8, seed=0, schema=schema, condition={"level": "high"})
+    assert output.valid_first_attempt == 1.0
+    for record in output.records:
+        jsonschema.Draft202012Validator(schema).validate(record)
+        assert record["level"] == "high"
+    assert pipe(8, seed=0, schema=schema, condition={"level": "high"}, fast=False).records == output.records
