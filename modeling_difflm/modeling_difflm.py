@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -410,7 +411,9 @@ class DiffLMModel(PreTrainedModel):
         config_kwargs = dict(config_kwargs)
         if isinstance(encoder, str):
             config_kwargs["encoder_name_or_path"] = encoder
-            encoder_model: PreTrainedModel = AutoModel.from_pretrained(resolve_source(encoder)[0], dtype=torch.float32)
+            source = resolve_source(encoder)[0]
+            with _readable(encoder):
+                encoder_model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32)
         else:
             encoder_model = encoder
             config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
@@ -691,6 +694,17 @@ def _embedding_weight(model: PreTrainedModel) -> Tensor:
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Name the model whose weights are no weights."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{name}: the weights cannot be read ({error}): download or install them again.") from error
+    except ValueError as error:  # no model at all, or a broken GGUF file
+        raise ValueError(f"{name}: cannot be loaded: {error}") from error
+
+
 def _prepare_encoder(config: DiffLMConfig, given: PreTrainedModel | None) -> PreTrainedModel:
     """The encoder stack alone: no decoder half, no pooler; adapters added and gradients set by the config."""
     encoder: Any = given
@@ -744,7 +758,8 @@ def load_decoder(
     if gguf_file is not None:
         # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
         kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
+    with _readable(decoder_name_or_path):
+        decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
     decoder.difflm_source = decoder_name_or_path
     return decoder.requires_grad_(False).eval()
 

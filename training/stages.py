@@ -71,12 +71,7 @@ def load_model(
     settings: Preset, model_kwargs: dict[str, Any], finished: Path | None = None
 ) -> tuple[DiffLMModel, tuple[Any, Any]]:
     """Build the autoencoder, or load a ``finished`` one, with the encoder's and the decoder's tokenizer."""
-    encoder_source, _ = resolve_source(settings.encoder)
-    decoder_source, gguf_file = resolve_source(settings.decoder)
-    tokenizers = (
-        AutoTokenizer.from_pretrained(encoder_source),
-        AutoTokenizer.from_pretrained(decoder_source, **({"gguf_file": gguf_file} if gguf_file else {})),
-    )
+    tokenizers = (_load_tokenizer(settings.encoder), _load_tokenizer(settings.decoder))
     if finished is not None:
         model = DiffLMModel.from_pretrained(finished)
     else:
@@ -84,6 +79,14 @@ def load_model(
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, tokenizers
+
+
+def _load_tokenizer(name: str) -> Any:
+    source, gguf_file = resolve_source(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
+    except ValueError as error:
+        raise ValueError(f"{name}: its tokenizer cannot be loaded: {error}") from error
 
 
 def fit_autoencoder(
