@@ -31,7 +31,14 @@ def test_interrupted_fit_resumes_and_samples(model_folders, small_table, tmp_pat
     words += ["--batch-size", "4", "--encoder", model_folders["encoder"], "--decoder", model_folders["decoder"]]
 
     command = [sys.executable, "-m", "difflm", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell inherits that Ctrl-C is ignored; a user's fit does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: any(out.glob("**/checkpoint-*/trainer_state.json")), process)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=120)[1]
