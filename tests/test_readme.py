@@ -61,7 +61,7 @@ def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
     table.to_csv(tmp_path / "data.csv", index=False)
     monkeypatch.chdir(tmp_path)
     blocks = code_blocks()
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
@@ -71,11 +71,13 @@ def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
         assert 30 <= record["age"] <= 40
         assert record["city"] in ("Ulm", "Bonn")
     assert "age" in capsys.readouterr().out
+    assert [len(names[name].records) for name in ("similar", "between", "again", "filled")] == [2, 5, 2, 1]
+    assert names["filled"].records[0]["age"] == 30
 
 
 def test_commands_are_accepted():
     found = commands("difflm")
-    assert [words[1] for words in found] == ["fit", "sample", "info"]
+    assert [words[1] for words in found] == ["fit", "sample", "sample", "info"]
     for words in found:
         cli_parser.build_parser().parse_args(words[1:])
 
