@@ -131,32 +131,32 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         index, count = state.process_index, state.num_processes
         if state.device.type == "cuda":
             pipe.to(state.device)
-
-    def shard_done(done: int, total: int) -> None:
-        # Rows that were there already took no time: they must not flatter the rate and the ETA.
-        bar.initial += done - bar.n
-        bar.n = done
-        bar.refresh()
-
-    # One bar over all shards, moved record by record, in place of one for each shard.
-    pipe.progress_bar = lambda *args, **kwargs: contextlib.nullcontext(bar)
-    shards = sample_shards(
-        pipe,
-        folder,
-        arguments.num_samples,
-        seed=arguments.seed,
-        shard_size=arguments.shard_size,
-        process_index=index,
-        num_processes=count,
-        on_shard_done=shard_done,
-        **options,
-    )
     label = "Sampling" if count == 1 else f"Sampling (process {index + 1} of {count})"
     total = sum(
         min(arguments.shard_size, arguments.num_samples - start)
         for start in range(index * arguments.shard_size, arguments.num_samples, count * arguments.shard_size)
     )
     with tqdm(total=total, desc=label, unit="record") as bar:
+
+        def shard_done(done: int, total: int) -> None:
+            # Rows that were there already took no time: they must not flatter the rate and the ETA.
+            bar.initial += done - bar.n
+            bar.n = done
+            bar.refresh()
+
+        # One bar over all shards, moved record by record, in place of one for each shard.
+        pipe.progress_bar = lambda *args, **kwargs: contextlib.nullcontext(bar)
+        shards = sample_shards(
+            pipe,
+            folder,
+            arguments.num_samples,
+            seed=arguments.seed,
+            shard_size=arguments.shard_size,
+            process_index=index,
+            num_processes=count,
+            on_shard_done=shard_done,
+            **options,
+        )
         reports = [read_report(shard) for shard in shards]
     returned = sum(report.returned for report in reports)
     print(f"{returned} records in {len(reports)} shards in {folder}{os.sep}")
