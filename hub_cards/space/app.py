@@ -161,7 +161,13 @@ def draw_comparison(real: pd.DataFrame, synthetic: pd.DataFrame) -> Any:
         if all(pd.api.types.is_numeric_dtype(side) and side.dtype != bool for side in sides):
             bins = np.histogram_bin_edges(np.concatenate([side.astype(float) for side in sides]), bins=20)
             axes.hist(sides[0].astype(float), bins=list(bins), density=True, color=REAL, alpha=0.5, label="real")
-            style = {"density": True, "histtype": "step", "color": SYNTHETIC, "lw": 2, "label": "synthetic"}
+            style: dict[str, Any] = {
+                "density": True,
+                "histtype": "step",
+                "color": SYNTHETIC,
+                "lw": 2,
+                "label": "synthetic",
+            }
             axes.hist(sides[1].astype(float), bins=list(bins), **style)
         else:
             shares = [side.astype(str).value_counts(normalize=True) for side in sides]
@@ -291,7 +297,7 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
                 walk = gr.Dataframe(label="Decoded", interactive=False, elem_id="walk")
         outputs = [note, table, csv, parquet, image, plots, state, walk]
         button.click(app.sample, [rows, seed, temperature, guidance, *controls], outputs, api_name="sample")
-        image.select(app.choose, [state], [image, walk, state], api_name=False)
+        image.select(app.choose, [state], [image, walk, state], api_visibility="private")
     return blocks
 
 

@@ -48,7 +48,7 @@ class Detection(evaluate.Metric):
     ) -> dict[str, Any]:
         real, synthetic, holdout = as_table(real), as_table(synthetic), as_table(holdout)
         spec = TableSpec.infer(real, target=target, categorical=categorical)
-        result = {}
+        result: dict[str, Any] = {}
         for name in ("xgboost", "logistic"):
             found = learning.detection(real, synthetic, spec, classifier=name, seed=seed)
             result |= {f"{name}_auc": found.auc, f"{name}_score": found.score}
