@@ -11,6 +11,13 @@ import pandas as pd
 from difflm.training.table_comparison import is_number
 
 
+def as_table(rows: Any) -> pd.DataFrame | None:
+    """Turn a DataFrame, a datasets.Dataset or a list of dict into a DataFrame."""
+    if rows is None or isinstance(rows, pd.DataFrame):
+        return rows
+    return rows.to_pandas() if hasattr(rows, "to_pandas") else pd.DataFrame(rows)
+
+
 class EvaluationError(ValueError):
     """Tables cannot be compared; the message says what is wrong and what to do."""
 

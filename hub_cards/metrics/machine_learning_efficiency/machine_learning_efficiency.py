@@ -5,17 +5,9 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-import pandas as pd
 
 from difflm.training.evaluation import learning
-from difflm.training.evaluation.tables import EvaluationError, TableSpec
-
-
-def as_table(rows: Any) -> pd.DataFrame | None:
-    """Turn a DataFrame, a datasets.Dataset or a list of dict into a DataFrame."""
-    if rows is None or isinstance(rows, pd.DataFrame):
-        return rows
-    return rows.to_pandas() if hasattr(rows, "to_pandas") else pd.DataFrame(rows)
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, as_table
 
 
 class MachineLearningEfficiency(evaluate.Metric):
