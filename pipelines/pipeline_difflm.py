@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 from transformers import LogitsProcessorList
+
+
+if __package__ and __package__ not in sys.modules:
+    # diffusers names the package of a published file by its repository: Python cannot import it if that has a dot.
+    sys.modules[__package__] = ModuleType(__package__)
+    sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
 from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec

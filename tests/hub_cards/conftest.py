@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import site
 import subprocess
 import sys
-import sysconfig
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,8 +108,8 @@ def stand_in() -> Iterator[Any]:
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run code in a fresh process with a home of its own that asks a stand-in of the Hub."""
 
-    def run(code: str, hub: Any, *, python_path: str | None = None, home: str = "home", **environment: str):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    def run(code: str, hub: Any, *, python: str = sys.executable, home: str = "home", **environment: str):
+        kept = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "TRANSFORMERS_", "PYTHONPATH"))}
         settings = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / home),
@@ -117,11 +118,8 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             "NO_PROXY": "127.0.0.1,localhost",
             "OMP_NUM_THREADS": "1",
         }
-        flags = [] if python_path is None else ["-S"]
-        if python_path is not None:
-            settings["PYTHONPATH"] = python_path
         return subprocess.run(
-            [sys.executable, *flags, "-c", code],
+            [python, "-c", code],
             env=kept | settings | environment,
             cwd=tmp_path,
             capture_output=True,
@@ -133,13 +131,18 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def without_difflm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of links to everything installed but difflm: with ``python -S`` this is a machine without it."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    for site in map(Path, sysconfig.get_paths().values()):
-        if site.name not in ("site-packages", "dist-packages"):
-            continue
-        for item in site.iterdir():
-            if "difflm" not in item.name and item.suffix != ".pth" and not (folder / item.name).exists():
-                (folder / item.name).symlink_to(item)
-    return str(folder)
+def python_without_difflm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Python of a virtual environment that holds everything installed here but difflm."""
+    folder = tmp_path_factory.mktemp("without") / "venv"
+    venv.create(folder, symlinks=True)
+    (target,) = folder.glob("lib/python*/site-packages")
+    for site_packages in map(Path, site.getsitepackages()):
+        for item in site_packages.iterdir() if site_packages.is_dir() else ():
+            # An editable install is a .pth file and its finder.
+            if "difflm" not in item.name and item.suffix != ".pth" and not (target / item.name).exists():
+                (target / item.name).symlink_to(item)
+    python = str(folder / "bin" / "python")
+    done = subprocess.run([python, "-c", "import difflm"], cwd=folder, capture_output=True, text=True, check=False)
+    if "No module named 'difflm'" not in done.stderr:
+        raise RuntimeError(f"difflm can be imported from {folder}: {done.stderr}")
+    return python

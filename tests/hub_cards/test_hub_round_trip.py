@@ -44,23 +44,24 @@ def test_hub_pushed_pipeline_loads_with_difflm_and_then_offline(hub, run_python,
     assert hub.requests == []
 
 
-def test_hub_repo_loads_where_difflm_is_not_installed(hub, run_python, published, expected, without_difflm):
+def test_hub_repo_loads_where_difflm_is_not_installed(hub, run_python, published, expected, python_without_difflm):
+    # Of a name with a dot diffusers makes a package that Python cannot import: the code copes.
     code = """
 from transformers import AutoModel
-model = AutoModel.from_pretrained("user/toys", subfolder="autoencoder", trust_remote_code=True)
+model = AutoModel.from_pretrained("{repo}", subfolder="autoencoder", trust_remote_code=True)
 assert model.decoder is not None and type(model).__name__ == "DiffLMModel"
-pipe.push_to_hub("user/again", token="hf_user")
 """
-    code = WITHOUT_DIFFLM.format(repo="user/toys") + SAMPLE + code
-    assert records(run_python(code, hub, python_path=without_difflm)) == expected
+    push = 'pipe.push_to_hub("user/again-v0.1", token="hf_user")'
+    code = WITHOUT_DIFFLM + SAMPLE + code
+    assert records(run_python(code.format(repo="user/toys") + push, hub, python=python_without_difflm)) == expected
     # What was loaded from the Hub and pushed again loads again: it carries its code.
-    again = hub.repos["model", "user/again"].files
+    again = hub.repos["model", "user/again-v0.1"].files
     assert {name for name in published.files if name.endswith(".py")} == {n for n in again if n.endswith(".py")}
     for name, content in published.files.items():
         if name.endswith((".py", ".safetensors")):
             assert again[name] == content, name
-    code = WITHOUT_DIFFLM.format(repo="user/again") + SAMPLE
-    assert records(run_python(code, hub, python_path=without_difflm, home="another")) == expected
+    code = code.format(repo="user/again-v0.1")
+    assert records(run_python(code, hub, python=python_without_difflm, home="another")) == expected
 
 
 def test_hub_code_does_not_run_without_trust(hub, run_python, published, tmp_path):

@@ -109,9 +109,14 @@ def fill(page: Any, name: str, text: str) -> None:
     element.send_keys(text + Keys.TAB)
 
 
+def click(page: Any, selector: str) -> None:
+    """Click when it can be: a page that is being redrawn shifts under the pointer."""
+    wait_for(lambda: page.find_element(By.CSS_SELECTOR, selector).click() is None, f"{selector} to be clicked")
+
+
 def sample(page: Any, rows: int) -> None:
     fill(page, "rows", str(rows))
-    page.find_element(By.ID, "sample").click()
+    click(page, "#sample")
 
 
 def note(page: Any) -> str:
@@ -120,7 +125,7 @@ def note(page: Any) -> str:
 
 def download(page: Any, button: str, folder: Path) -> Path:
     before = set(folder.iterdir())
-    page.find_element(By.ID, button).click()
+    click(page, f"#{button}")
     done = wait_for(
         lambda: [p for p in set(folder.iterdir()) - before if p.suffix in (".csv", ".parquet") and p.stat().st_size],
         f"the download of {button}",
@@ -139,7 +144,7 @@ def test_hub_space_samples_and_downloads(page, tmp_path, random_pipeline):
 
 
 def test_hub_space_fixes_columns_and_explains_bad_input(page, tmp_path):
-    page.find_element(By.CSS_SELECTOR, "#conditions button").click()
+    click(page, "#conditions button")
     wait_for(lambda: field(page, "condition-age").is_displayed(), "the controls")
     fill(page, "condition-age", "3..5")
     sample(page, 10)
@@ -147,10 +152,10 @@ def test_hub_space_fixes_columns_and_explains_bad_input(page, tmp_path):
     assert set(pd.read_csv(download(page, "csv", tmp_path))["age"]) <= {3, 4, 5}
     for text, message in (("young", "write a number such as"), ("5..3", "age")):
         fill(page, "condition-age", text)
-        page.find_element(By.ID, "sample").click()
+        click(page, "#sample")
         toast = wait_for(lambda: page.find_element(By.CSS_SELECTOR, ".toast-body").text, f"an error for {text!r}")
         assert message in toast
-        page.find_element(By.CSS_SELECTOR, ".toast-close").click()
+        click(page, ".toast-close")
         wait_for(lambda: not page.find_elements(By.CSS_SELECTOR, ".toast-body"), "the error to go")
 
 
