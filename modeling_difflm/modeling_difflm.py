@@ -257,6 +257,63 @@ class DiffLMOutput(ModelOutput):
     record_losses: Tensor | None = None
 
 
+@dataclass
+class CandidateTokens:
+    """Tokens that stand for a decoder's whole vocabulary in a softmax (sampled softmax, arXiv 1412.2007).
+
+    Every token that may be a label, and a random sample of the others, each counted as often as it stands for. With a
+    table's few hundred tokens, logits over the vocabulary are most of a step's memory and a third of its time.
+
+    Attributes
+    ----------
+    ids : Tensor
+        ``[candidates]``, tokens; the ``num_known`` possible labels come first, in ascending order.
+    log_weights : Tensor
+        ``[candidates]``, log of the number of tokens each one stands for.
+    num_known : int
+    """
+
+    ids: Tensor
+    log_weights: Tensor
+    num_known: int
+
+    @classmethod
+    def draw(
+        cls, known: Tensor, vocab_size: int, num_others: int, generator: torch.Generator | None = None
+    ) -> CandidateTokens:
+        """Take the ``known`` tokens (ascending, without repetition) and ``num_others`` drawn from the rest.
+
+        Raises
+        ------
+        ValueError
+            If ``known`` is not ascending, or ``num_others`` is not positive.
+        """
+        if num_others < 1 or not bool((known[1:] > known[:-1]).all()):
+            raise ValueError("known tokens must ascend without repetition, and at least one other must be drawn.")
+        num_rest = vocab_size - len(known)
+        # Places among the tokens that are not known, moved past the known ones before them.
+        drawn = torch.randint(num_rest, (num_others,), generator=generator)
+        gaps = known.cpu() - torch.arange(len(known))
+        others = drawn + torch.searchsorted(gaps, drawn, right=True)
+        weights = torch.zeros(len(known) + num_others)
+        weights[len(known) :] = math.log(num_rest / num_others)
+        return cls(torch.cat([known.cpu(), others]).to(known.device), weights, len(known))
+
+    def places(self, labels: Tensor) -> Tensor:
+        """Index of each label among the candidates.
+
+        Raises
+        ------
+        ValueError
+            If a label is no known token.
+        """
+        known = self.ids[: self.num_known].to(labels.device)
+        found = torch.searchsorted(known, labels).clamp(max=self.num_known - 1)
+        if not torch.equal(known[found], labels):
+            raise ValueError("A label is none of the known tokens.")
+        return found
+
+
 class AttentionPooling(nn.Module):
     """Learned queries attend over the encoder's outputs: ``[B, T, hidden]`` -> ``[B, queries * hidden]``."""
 
@@ -371,6 +428,8 @@ class DiffLMModel(PreTrainedModel):
     base_model_prefix = "difflm"
     main_input_name = "input_ids"
     _no_split_modules: list[str] = []
+    # Training sets it where bf16 is fast: the encoder's products in bf16, its weights and all else in fp32.
+    encoder_autocast: bool = False
 
     def __init__(self, config: DiffLMConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -535,7 +594,9 @@ class DiffLMModel(PreTrainedModel):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Posterior:
         """Encode tokenised records (the encoder's tokenizer), ``[batch, tokens]`` each, to posteriors."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0].float()
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.encoder_autocast):
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        hidden = hidden.float()
         if self.pooling is not None:
             pooled = self.pooling(hidden, attention_mask)
         elif self.config.pooling == "mean":
@@ -564,7 +625,7 @@ class DiffLMModel(PreTrainedModel):
             cache.update(key, value, layer)
         return cache
 
-    def reconstruction(self, latents: Tensor, labels: Tensor) -> Tensor:
+    def reconstruction(self, latents: Tensor, labels: Tensor, candidates: CandidateTokens | None = None) -> Tensor:
         """Nats of each record given its latent, ``[batch]``.
 
         Parameters
@@ -573,6 +634,8 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, latent_size]``.
         labels : Tensor
             ``[batch, tokens]``: the decoder's tokens after BOS, EOS last, -100 for right padding.
+        candidates : CandidateTokens, optional
+            Estimate the softmax's normaliser from these tokens instead of the whole vocabulary.
         """
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
@@ -584,14 +647,18 @@ class DiffLMModel(PreTrainedModel):
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
         cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
-        logits = self._decoder(
-            inputs_embeds=inputs_embeds,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=labels.shape[1],
-        ).logits
+        with candidate_head(self._decoder, candidates):
+            logits = self._decoder(
+                inputs_embeds=inputs_embeds,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=labels.shape[1],
+            ).logits
         kept = labels != -100
-        losses = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="none")
+        logits, targets = logits[kept].float(), labels[kept]
+        if candidates is not None:
+            logits, targets = logits + candidates.log_weights.to(logits), candidates.places(targets)
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
 
     def forward(
@@ -601,6 +668,7 @@ class DiffLMModel(PreTrainedModel):
         labels: Tensor,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
+        candidates: CandidateTokens | None = None,
         return_loss: bool = True,
     ) -> DiffLMOutput:
         """One ELBO step: encode, reparameterise, reconstruct (paper equation 2 with beta).
@@ -615,10 +683,12 @@ class DiffLMModel(PreTrainedModel):
             Weight of the KL.
         generator : torch.Generator, optional
             For eps; in eval mode the posterior's mean is used instead of a sample.
+        candidates : CandidateTokens, optional
+            See [`~DiffLMModel.reconstruction`].
         """
         posterior = self.encode(input_ids, attention_mask)
         latents = posterior.sample(generator) if self.training else posterior.mean
-        record_losses = self.reconstruction(latents, labels)
+        record_losses = self.reconstruction(latents, labels, candidates)
         reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
         return DiffLMOutput(
             loss=reconstruction_loss + beta * kl,
@@ -688,6 +758,31 @@ def bias_embeddings(embeddings: nn.Module, token_bias: Tensor | None) -> Iterato
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def candidate_head(decoder: PreTrainedModel, candidates: CandidateTokens | None) -> Iterator[None]:
+    """While open, the decoder's logits are those of the candidates alone, ``[..., candidates]``."""
+    if candidates is None:
+        yield
+        return
+    head: Any = decoder.get_output_embeddings()
+    rows = candidates.ids.to(head.weight.device)
+    smaller = nn.Linear(1, 1, bias=head.bias is not None, device="meta")
+    smaller.weight = nn.Parameter(head.weight[rows], requires_grad=False)
+    if head.bias is not None:
+        smaller.bias = nn.Parameter(head.bias[rows], requires_grad=False)
+    decoder.set_output_embeddings(smaller)
+    try:
+        yield
+    finally:
+        decoder.set_output_embeddings(head)
+
+
+def has_plain_head(decoder: PreTrainedModel) -> bool:
+    """Whether [`candidate_head`] can take rows of the decoder's head (a linear layer that is not quantised)."""
+    head = decoder.get_output_embeddings()
+    return type(head) is nn.Linear and head.weight.is_floating_point()
 
 
 def _embedding_weight(model: PreTrainedModel) -> Tensor:

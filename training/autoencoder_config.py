@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 
+SCHEDULES = ("decreasing", "geometric", "cyclical", "constant")
+
+
 @dataclass
 class AutoencoderTrainingArguments(TrainingArguments):
     """Arguments of [`AutoencoderTrainer`]. Those not listed are [`~transformers.TrainingArguments`]'.
@@ -15,7 +18,9 @@ class AutoencoderTrainingArguments(TrainingArguments):
     ----------
     encoder_learning_rate : float, default 2e-4
         Of the encoder's parameters; ``learning_rate`` (default 1e-3) is that of the new parts.
-    beta_schedule : {"decreasing", "cyclical", "constant"}, default "decreasing"
+    beta_schedule : {"decreasing", "geometric", "cyclical", "constant"}, default "decreasing"
+        The paper's, which follows plateaus of the validation loss; a geometric fall over the first
+        ``beta_anneal_share`` of the training; the paper's rival; none.
     beta, beta_minimum, beta_factor : float, default 0.1, 0.001, 0.5
         First (for "cyclical": highest) value, floor and multiplier of beta.
     beta_patience : int, default 1
@@ -23,9 +28,15 @@ class AutoencoderTrainingArguments(TrainingArguments):
     beta_threshold : float, default 0.0
         Relative improvement that counts as one.
     beta_cycles : int, default 4
+    beta_anneal_share : float, default 0.67
     early_stopping_patience : int, default 10
         Evaluations without improvement, once beta is at its floor, that end training; counted separately from
         ``beta_patience``. 0 turns early stopping off.
+    num_sampled_tokens : int, default 1024
+        Tokens drawn at each step to stand for those that occur in no record, in the softmax over the decoder's
+        vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
+    encoder_bf16 : bool, default True
+        Train the encoder in mixed precision where the hardware multiplies bf16.
     max_minutes : float, optional
         Wall-clock budget; the learning rate's schedule then follows whichever of steps and time is nearer its end.
     """
@@ -33,7 +44,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the posterior head and injector."})
     encoder_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the encoder."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Records per step."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Records per evaluation step."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Records per evaluation step."})
     num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the training records."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Norm at which gradients are clipped."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
@@ -52,7 +63,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records themselves."})
     beta_schedule: str = field(
         default="decreasing",
-        metadata={"help": "Schedule of the KL's weight.", "choices": ["decreasing", "cyclical", "constant"]},
+        metadata={"help": "Schedule of the KL's weight.", "choices": list(SCHEDULES)},
     )
     beta: float = field(default=0.1, metadata={"help": "First (cyclical: highest) weight of the KL."})
     beta_minimum: float = field(default=0.001, metadata={"help": "Floor of the decreasing schedule."})
@@ -60,14 +71,22 @@ class AutoencoderTrainingArguments(TrainingArguments):
     beta_patience: int = field(default=1, metadata={"help": "Evaluations without improvement that are a plateau."})
     beta_threshold: float = field(default=0.0, metadata={"help": "Relative improvement that counts as one."})
     beta_cycles: int = field(default=4, metadata={"help": "Cycles of the cyclical schedule."})
+    beta_anneal_share: float = field(
+        default=0.67, metadata={"help": "Share of the training after which the geometric schedule is at its floor."}
+    )
     early_stopping_patience: int = field(
         default=10, metadata={"help": "Evaluations without improvement at beta's floor that end training; 0: never."}
     )
+    num_sampled_tokens: int = field(
+        default=1024,
+        metadata={"help": "Tokens drawn for the softmax to stand for those in no record; 0: take all."},
+    )
+    encoder_bf16: bool = field(default=True, metadata={"help": "Mixed precision for the encoder, where it is fast."})
     max_minutes: float | None = field(default=None, metadata={"help": "Wall-clock budget in minutes."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beta_schedule not in ("decreasing", "cyclical", "constant"):
-            raise ValueError(f"beta_schedule={self.beta_schedule!r} is not one of decreasing, cyclical, constant.")
+        if self.beta_schedule not in SCHEDULES:
+            raise ValueError(f"beta_schedule={self.beta_schedule!r} is not one of {', '.join(SCHEDULES)}.")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes must be positive, not {self.max_minutes}.")

@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from difflm.modeling_difflm import DiffLMModel
+from difflm.modeling_difflm import CandidateTokens, DiffLMModel, has_plain_head
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
-from difflm.training.record_dataset import RecordCollator
+from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
 class AutoencoderTrainer(Trainer):
@@ -61,6 +61,7 @@ class AutoencoderTrainer(Trainer):
         self.add_callback(self.budget)
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
+        self._known_tokens: Tensor | None = None
         self._step_figures: dict[str, list[float]] = {"reconstruction": [], "kl": []}
 
     @property
@@ -73,6 +74,7 @@ class AutoencoderTrainer(Trainer):
         on_cpu = self.args.device.type == "cpu"
         models = [m for m in (self.model.encoder, self.model.decoder) if on_cpu and m is not None]
         before = [model.config._attn_implementation for model in models]
+        self.model.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
         try:
             for model in models:
                 model.set_attn_implementation("eager")
@@ -80,12 +82,37 @@ class AutoencoderTrainer(Trainer):
         finally:
             for model, implementation in zip(models, before, strict=True):
                 model.set_attn_implementation(implementation)
+            self.model.encoder_autocast = False
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        output = model(**inputs, beta=self.beta_schedule.beta)
+        share_of_steps = self.state.global_step / max(1, self.state.max_steps)
+        beta = self.beta_schedule.advance(max(share_of_steps, self.budget.share_used()))
+        output = model(**inputs, beta=beta, candidates=self._candidates())
         self._step_figures["reconstruction"].append(float(output.reconstruction_loss))
         self._step_figures["kl"].append(float(output.kl))
         return output.loss
+
+    def _candidates(self) -> CandidateTokens | None:
+        """Draw the tokens of a step's softmax; None where all of them cost no more."""
+        if self._known_tokens is None:
+            self._known_tokens = torch.tensor(self._table_tokens() or [], dtype=torch.long, device=self.args.device)
+        if not len(self._known_tokens):
+            return None
+        # From torch's global generator, which checkpoints keep.
+        return CandidateTokens.draw(self._known_tokens, self._vocab_size, self.args.num_sampled_tokens)
+
+    @property
+    def _vocab_size(self) -> int:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.decoder.get_output_embeddings().weight.shape[0]
+
+    def _table_tokens(self) -> list[int] | None:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        limit = self._vocab_size // 4 - self.args.num_sampled_tokens
+        usable = isinstance(self.train_dataset, RecordDataset) and has_plain_head(model.decoder)
+        if not self.args.num_sampled_tokens or limit < 1 or not usable:
+            return None
+        return self.train_dataset.vocabulary(limit)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
@@ -170,6 +197,14 @@ class AutoencoderTrainer(Trainer):
         return figures
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 products; elsewhere they are emulated and slow."""
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class TimeBudget(TrainerCallback):
     """Ends training when a wall-clock budget is used up. Evaluations and checkpoints count."""
 
@@ -209,7 +244,8 @@ class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
         loss = (metrics or {}).get("eval_reconstruction")
         if loss is None:
             return
-        at_floor = args.beta_schedule != "decreasing" or _current_beta(state) <= args.beta_minimum
+        falling = args.beta_schedule in ("decreasing", "geometric")
+        at_floor = not falling or _current_beta(state) <= args.beta_minimum * (1 + 1e-6)
         if self.best is None or loss < self.best:
             self.best, self.evaluations_without_improvement = loss, 0
         elif at_floor:

@@ -15,6 +15,10 @@ class BetaSchedule(TrainerCallback, ExportableState):
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
+    def advance(self, share: float) -> float:
+        """Return beta for a step, given the share of the training (0 to 1, of its steps or its time) that is over."""
+        return self.beta
+
     def state(self) -> dict[str, Any]:
         return {"args": {"beta": self.beta}, "attributes": {}}
 
@@ -89,6 +93,43 @@ class DecreasingBeta(BetaSchedule):
         super().__setattr__(name, math.inf if name == "best" and value is None else value)
 
 
+class GeometricBeta(BetaSchedule):
+    """Beta falls geometrically to its floor over the first part of the training, and stays there.
+
+    Unlike the paper's schedule it reaches the floor within any budget: few evaluations fit into minutes, and a
+    posterior that a high beta has collapsed recovers only once beta is low.
+
+    Parameters
+    ----------
+    beta : float, default 0.1
+        First value.
+    minimum : float, default 0.001
+        Floor.
+    anneal_share : float, default 0.67
+        Share of the training (0 to 1) after which the floor is reached.
+    """
+
+    def __init__(self, beta: float = 0.1, minimum: float = 0.001, anneal_share: float = 0.67) -> None:
+        super().__init__(beta)
+        if not 0 < minimum <= beta:
+            raise ValueError(f"beta_minimum must lie above 0 and not above beta={beta}, not at {minimum}.")
+        if not 0 < anneal_share <= 1:
+            raise ValueError(f"beta_anneal_share must lie between 0 and 1, not at {anneal_share}.")
+        self.first, self.minimum, self.anneal_share = beta, minimum, anneal_share
+
+    def advance(self, share: float) -> float:
+        target = self.first * (self.minimum / self.first) ** min(1.0, share / self.anneal_share)
+        # A resumed training has a new time budget, hence a smaller share: beta does not rise again.
+        self.beta = min(self.beta, target)
+        return self.beta
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "args": {"beta": self.first, "minimum": self.minimum, "anneal_share": self.anneal_share},
+            "attributes": {"beta": self.beta},
+        }
+
+
 class CyclicalBeta(BetaSchedule):
     """The ablation's rival: beta rises linearly from 0 to ``maximum`` over half of each cycle and stays there.
 
@@ -96,18 +137,16 @@ class CyclicalBeta(BetaSchedule):
     ----------
     maximum : float, default 0.2
     num_cycles : int, default 4
-        Over the whole training (``max_steps``).
+        Over the whole training.
     """
 
     def __init__(self, maximum: float = 0.2, num_cycles: int = 4, beta: float = 0.0) -> None:
         super().__init__(beta)
         self.maximum, self.num_cycles = maximum, num_cycles
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        position = state.global_step / max(1, state.max_steps) * self.num_cycles % 1.0
-        self.beta = self.maximum * min(1.0, 2.0 * position)
+    def advance(self, share: float) -> float:
+        self.beta = self.maximum * min(1.0, 2.0 * (share * self.num_cycles % 1.0))
+        return self.beta
 
     def state(self) -> dict[str, Any]:
         return {
@@ -122,4 +161,6 @@ def build_beta_schedule(args: Any) -> BetaSchedule:
         return ConstantBeta(args.beta)
     if args.beta_schedule == "cyclical":
         return CyclicalBeta(args.beta, args.beta_cycles)
+    if args.beta_schedule == "geometric":
+        return GeometricBeta(args.beta, args.beta_minimum, args.beta_anneal_share)
     return DecreasingBeta(args.beta, args.beta_minimum, args.beta_factor, args.beta_patience, args.beta_threshold)

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior
+from difflm.training.autoencoder_trainer import multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -28,11 +29,14 @@ def encode_latents(
     """
     was_training = model.training
     model.eval()
+    # As precise as in training: rounding is far below the posterior's own width.
+    model.encoder_autocast = multiplies_bf16(model.device)
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=RecordCollator(encoder_pad_token_id))
     means, log_variances = [], []
     for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
         posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
         means.append(posterior.mean.float().cpu())
         log_variances.append(posterior.log_variance.float().cpu())
+    model.encoder_autocast = False
     model.train(was_training)
     return Posterior(torch.cat(means), torch.cat(log_variances))

@@ -24,6 +24,8 @@ class Preset:
     max_minutes : float, optional
         Wall-clock limit of both stages together.
     batch_size : int
+    beta_schedule : str
+        Of the KL's weight; see [`AutoencoderTrainingArguments`].
     learning_rate, encoder_learning_rate : float
     denoiser_steps : int
         Most optimizer steps of the denoiser.
@@ -40,6 +42,7 @@ class Preset:
     epochs: float = 40.0
     max_minutes: float | None = 60.0
     batch_size: int = 16
+    beta_schedule: str = "geometric"
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-4
     denoiser_steps: int = 3000
@@ -57,6 +60,7 @@ PRESETS = {
         record_format="json",
         epochs=200.0,
         max_minutes=None,
+        beta_schedule="decreasing",
         learning_rate=1e-4,
         encoder_learning_rate=5e-5,
         denoiser_steps=50_000,

@@ -91,6 +91,15 @@ class RecordDataset(Dataset):
             ids.extend(known)
         return [*ids, self.eos_token_id]
 
+    def vocabulary(self, limit: int | None = None) -> list[int] | None:
+        """The decoder's tokens that occur in any record, ascending; None if there are more than ``limit``."""
+        tokens: set[int] = set()
+        for record in self.records:
+            tokens.update(self.token_ids(record))
+            if limit is not None and len(tokens) > limit:
+                return None
+        return sorted(tokens)
+
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         record = self.records[index]
         encoded = self.encoder_tokenizer(

@@ -111,6 +111,7 @@ def fit_autoencoder(
         "num_train_epochs": settings.epochs,
         "max_minutes": minutes,
         "per_device_train_batch_size": settings.batch_size,
+        "beta_schedule": settings.beta_schedule,
         "learning_rate": settings.learning_rate,
         "encoder_learning_rate": settings.encoder_learning_rate,
         "eval_steps": interval,

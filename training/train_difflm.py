@@ -159,6 +159,7 @@ def fit(
         )
         folder.save_autoencoder(model, log)
 
+    encoding_started = time.monotonic()
     posteriors = [
         encode_latents(
             model,
@@ -168,6 +169,7 @@ def fit(
         )
         for dataset in datasets
     ]
+    log["encoding_seconds"] = time.monotonic() - encoding_started
     condition_encoder = ConditionEncoder.fit(train, schema.columns, condition_columns)
     digests = sorted(record_digest(schema.serialize(record)) for record in train)
     denoiser = DiffLMDenoiser(
@@ -211,7 +213,7 @@ def fit(
         "denoiser_seconds": result.seconds,
         "denoiser_stop_reason": result.stop_reason,
     }
-    log["fit_seconds"] = log["autoencoder_seconds"] + result.seconds
+    log["fit_seconds"] = log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds
 
     pipeline = DiffLMPipeline(
         autoencoder=model.eval(),

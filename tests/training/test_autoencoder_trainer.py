@@ -13,7 +13,7 @@ from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.records import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget
-from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta
+from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
 from difflm.training.encode_latents import encode_latents
 from difflm.training.record_dataset import RecordDataset
 
@@ -154,12 +154,23 @@ class TestBetaSchedules:
         schedule = CyclicalBeta(0.2, num_cycles=2)
         betas = []
         for step in range(0, 100, 5):
-            schedule.on_step_begin(None, SimpleNamespace(global_step=step, max_steps=100), None)
-            betas.append(schedule.beta)
+            betas.append(schedule.advance(step / 100))
         assert betas[0] == 0.0
         assert betas[5] == pytest.approx(0.2)
         assert betas[10] == 0.0
         assert max(betas) == pytest.approx(0.2)
+
+    def test_geometric_reaches_its_floor_in_time_and_never_rises(self):
+        schedule = GeometricBeta(0.1, 0.001, anneal_share=0.5)
+        assert [schedule.advance(share) for share in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+        state = schedule.state()
+        resumed = GeometricBeta(**state["args"])
+        resumed.beta = state["attributes"]["beta"]
+        assert resumed.advance(0.0) == pytest.approx(0.001)
+        with pytest.raises(ValueError, match="beta_minimum"):
+            GeometricBeta(0.1, 0.2)
+        with pytest.raises(ValueError, match="beta_anneal_share"):
+            GeometricBeta(anneal_share=0.0)
 
     def test_unknown_schedule(self, tmp_path):
         with pytest.raises(ValueError, match="beta_schedule='up'"):
@@ -179,3 +190,32 @@ def test_early_stopping_counts_only_at_the_floor():
     assert not any(evaluate(5.0, 0.1) for _ in range(5))
     assert not evaluate(5.0, 0.001)
     assert evaluate(5.0, 0.001)
+
+
+def test_geometric_beta_follows_the_steps(model_folders, dataset, tmp_path):
+    training = trainer(model_folders, dataset, tmp_path, beta_schedule="geometric", beta_anneal_share=1.0)
+    training.train()
+    betas = [entry["beta"] for entry in training.state.log_history if "loss" in entry]
+    assert betas == pytest.approx([0.1 * 0.01 ** (step / 8) for step in (1, 3, 5, 7)])
+
+
+class TestSampledSoftmax:
+    def test_the_tokens_of_the_table_are_known(self, model_folders, dataset, tmp_path):
+        training = trainer(model_folders, dataset, tmp_path, num_sampled_tokens=8)
+        labels = {token for row in range(len(dataset)) for token in dataset[row]["labels"]}
+        known = dataset.vocabulary()
+        assert known == sorted(labels)
+        assert dataset.vocabulary(limit=len(known) - 1) is None
+        # A tiny vocabulary, most of it in use: all of it costs no more.
+        assert training._candidates() is None
+        training._known_tokens = torch.tensor(known)
+        candidates = training._candidates()
+        assert candidates.ids[: candidates.num_known].tolist() == known
+        assert len(candidates.ids) == len(known) + 8
+
+    def test_training_by_it_lowers_the_exact_loss(self, model_folders, dataset, tmp_path):
+        training = trainer(model_folders, dataset, tmp_path, num_sampled_tokens=8, max_steps=16, learning_rate=1e-2)
+        training._known_tokens = torch.tensor(dataset.vocabulary())
+        before = training.evaluate()["eval_reconstruction"]
+        training.train()
+        assert training.evaluate()["eval_reconstruction"] < 0.95 * before
