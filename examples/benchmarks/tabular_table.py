@@ -28,6 +28,7 @@ FIGURES = {
     "missing_rate_error": ("missing-rate error", 2),
     "validity_rate": ("valid texts", 3),
 }
+RUN = ("method", "fits", "budget min", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled")
 PUBLISHED_REAL = {"adult": 0.927, "default": 0.770, "magic": 0.946, "shoppers": 0.926, "beijing": 0.423}
 INTRODUCTION = """# Synthetic tables, measured
 
@@ -38,6 +39,9 @@ split, and scored on the test split (AUC; beijing: RMSE of log(max(pm2.5, 1)), l
 equal counts; an AUC of 0.5 and a score of 1 are perfect. DCR share: rows nearer to the training split than to an equal
 number of test rows, 50 is ideal. Copies and duplicates in the row "real" are those of the test split, as a reference.
 ± is the standard deviation over repetitions. A small shape error alone proves nothing: see the independent columns.
+"budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
+a machine that is shared. "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at
+300, the authors' choice. A language model has --sample-minutes to write: "rows sampled" says how far it came.
 """
 
 
@@ -56,6 +60,20 @@ def _cell(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
+def _either(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _sampled(run: dict[str, Any]) -> int | None:
+    # Older files say it among the details of the evaluation.
+    return run.get("sampled_rows", run.get("details", {}).get("rows", {}).get("synthetic"))
+
+
+def _average(runs: list[dict[str, Any]], name: str, digits: int) -> str:
+    values = [run["fit"][name] for run in runs if name in run["fit"]]
+    return f"{mean(values):.{digits}f}" if values else ""
+
+
 def _order(method: str) -> tuple[int, str]:
     return (METHODS.index(method) if method in METHODS else len(METHODS), method)
 
@@ -70,7 +88,7 @@ def render(folder: Path) -> str:
         methods = sorted({method for name, method in groups if name == dataset}, key=_order)
         if not methods:
             continue
-        headings = ["method", "fits", "rows fitted", "fit s", *(title for title, _ in FIGURES.values())]
+        headings = [*RUN, *(title for title, _ in FIGURES.values())]
         lines += [f"## {dataset}\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         for method in methods:
             runs = [run for run in groups[dataset, method] if "not_run" not in run]
@@ -81,8 +99,12 @@ def render(folder: Path) -> str:
             cells = [
                 method,
                 str(len(runs)),
+                _either(runs[0].get("budget_minutes")),
                 f"{runs[0]['train_rows']:,}",
-                f"{mean(r['fit']['fit_seconds'] for r in runs):.0f}",
+                f"{mean(run['fit']['fit_seconds'] for run in runs):.0f}",
+                _average(runs, "fit_cpu_seconds", 0),
+                _average(runs, "epochs", 1),
+                " / ".join(f"{count:,}" for count in map(_sampled, runs) if count is not None),
             ]
             cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
             lines.append(f"| {' | '.join(cells)} |")

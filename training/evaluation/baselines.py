@@ -4,12 +4,14 @@ import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import EvaluationError, TableSpec
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare
 
 
 class BaselineUnavailableError(ImportError):
@@ -43,12 +45,14 @@ class Baseline(ABC):
     ----------
     budget_minutes
         Time limit of ``fit``; None for no limit. Fits of iterated learners stop at it, the others take seconds.
+    sample_minutes
+        Time limit of ``sample``, for the language models, which then return fewer rows; default 20.
     """
 
     name = ""
 
-    def __init__(self, budget_minutes: float | None = None) -> None:
-        self.budget_minutes = budget_minutes
+    def __init__(self, budget_minutes: float | None = None, *, sample_minutes: float = 20.0) -> None:
+        self.budget_minutes, self.sample_minutes = budget_minutes, sample_minutes
         self.details: dict[str, Any] = {}
         self._table: pd.DataFrame | None = None
         self.schema: TableSpec | None = None
@@ -141,23 +145,34 @@ class Independent(Baseline):
         return pd.DataFrame(drawn)
 
 
-def _filled(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
-    """Prepared rows without missing cells: the median, and a category of their own."""
-    from difflm.training.evaluation.tables import prepare
+def _missing(name: str) -> str:
+    """Name of the column that says whether ``name`` is missing in a filled table."""
+    return f"\0missing {name}"
 
-    rows = prepare(table, spec, "the training table")
+
+def _filled(table: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, TableSpec]:
+    """Prepare rows for methods that know no missing cells, and describe them; `restore` takes it back.
+
+    A missing category is one of its own. A missing number becomes the median, and a further category says so, so that
+    what depends on it can be learnt.
+    """
+    rows, noted = prepare(table, spec, "the training table"), []
     for name in spec.numerical:
-        middle = rows[name].median()
-        rows[name] = rows[name].fillna(middle if np.isfinite(middle) else 0.0)
+        gaps = rows[name].isna()
+        if gaps.any():
+            rows[_missing(name)] = np.where(gaps, "yes", "no")
+            noted.append(_missing(name))
+            rows[name] = rows[name].fillna(0.0 if gaps.all() else rows[name].median())
     rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna("\0missing")
-    return rows
+    return rows, replace(spec, categorical=(*spec.categorical, *noted))
 
 
 def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
-    """Give sampled rows the look of the training table: its columns, decimals and range, missing categories."""
+    """Give sampled rows the look of the training table: its columns, decimals and range, missing cells."""
     result = {}
+    rows = rows.reset_index(drop=True)
     for name in table.columns:
-        values = rows[name].reset_index(drop=True)
+        values = rows[name]
         if name in spec.numerical:
             real = table[name].dropna().astype(float)
             values = pd.to_numeric(values, errors="coerce").astype(float)
@@ -165,6 +180,8 @@ def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.Data
                 texts = real.head(2000).map(lambda number: np.format_float_positional(number, trim="-"))
                 decimals = max(len(text.partition(".")[2]) for text in texts)
                 values = values.round(decimals).clip(real.min(), real.max())
+            if _missing(name) in rows:
+                values = values.mask(rows[_missing(name)] == "yes")
         else:
             values = values.map(lambda value: None if value == "\0missing" else value)
         result[name] = values
@@ -172,32 +189,55 @@ def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.Data
 
 
 class Smote(Baseline):
-    """imbalanced-learn's SMOTENC: rows between a row and one of its nearest neighbours of the same class.
+    """imbalanced-learn's SMOTE over normal quantiles and one-hot categories.
 
-    A regression's target is binned at its quintiles into classes, and interpolated like every other number. Tables
-    without categories use SMOTE. Missing numbers are filled with the median.
+    Each new row lies between a row and one of its five nearest neighbours of the same class. As in the comparison
+    published with TabSyn, numbers are first mapped to a normal distribution by their quantiles (scikit-learn): on the
+    raw numbers the column with the largest ones decides alone who is near, and the gap beside a common zero fills up.
+    Where two categories differ, the new row takes that of the row it is nearer to; SMOTENC's vote among all neighbours
+    makes frequent categories more frequent. Numbers with few values are rounded to one of these. A regression's target
+    is binned at its quintiles into classes, its missing cells being one, and interpolated like every other number.
     """
 
     name = "smote"
     neighbours = 5
+    few_values = 32
 
     def _fit(self) -> None:
         self._over = require("imblearn.over_sampling", "imbalanced-learn")
-        if self.spec.target is None:
+        from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
+
+        target = self.spec.target
+        if target is None:
             raise EvaluationError("smote needs a target")
-        rows = _filled(self.table, self.spec)
+        rows, spec = _filled(self.table, self.spec)
+        classes = rows[target]
         if self.spec.task == "regression":
-            rows = rows[self.table[self.spec.target].notna().to_numpy()]
-            classes = pd.qcut(rows[self.spec.target], 5, labels=False, duplicates="drop").astype(str)
-        else:
-            classes = rows.pop(self.spec.target)
+            bins = pd.qcut(self.table[target].astype(float), 5, labels=False, duplicates="drop")
+            classes = bins.astype(str).reset_index(drop=True)
         counts = classes.value_counts()
         kept = counts.index[counts > self.neighbours]
         if not len(kept):
             raise EvaluationError(f"smote: every class has fewer rows than {self.neighbours} neighbours")
+        if len(kept) == 1:
+            raise EvaluationError("smote needs two classes with enough rows")
         self.details["left_out_classes"] = sorted(set(counts.index) - set(kept))
-        self._rows = rows[classes.isin(kept)].reset_index(drop=True)
+        rows = rows[classes.isin(kept)].reset_index(drop=True)
         self._classes = classes[classes.isin(kept)].reset_index(drop=True)
+        # The target stays among the columns: within a class it adds nothing to any distance.
+        self._numbers, self._names = list(spec.numerical), list(spec.categorical)
+        self._values = {name: np.unique(rows[name]) for name in self._numbers}
+        parts = []
+        if self._numbers:
+            quantiles = min(1000, len(rows))
+            self._scaler = QuantileTransformer(
+                n_quantiles=quantiles, output_distribution="normal", random_state=self.seed
+            )
+            parts.append(self._scaler.fit_transform(rows[self._numbers]))
+        if self._names:
+            self._encoder = OneHotEncoder(sparse_output=False)
+            parts.append(self._encoder.fit_transform(rows[self._names]))
+        self._points = np.hstack(parts)
 
     def sample(self, num_samples: int) -> pd.DataFrame:
         """Draw new rows; classes keep their shares."""
@@ -205,97 +245,118 @@ class Smote(Baseline):
         wanted = (counts / counts.sum() * num_samples).astype(int)
         wanted.iloc[0] += num_samples - int(wanted.sum())
         strategy = {name: int(counts[name] + wanted[name]) for name in counts.index}
-        if len(counts) == 1:
-            # SMOTE insists on two classes: add a dummy one that gets no new rows.
-            raise EvaluationError("smote needs two classes with enough rows")
-        places = [place for place, name in enumerate(self._rows.columns) if name in self.spec.categorical]
-        options = {"sampling_strategy": strategy, "random_state": self.seed, "k_neighbors": self.neighbours}
-        sampler = self._over.SMOTENC(places, **options) if places else self._over.SMOTE(**options)
-        rows, classes = sampler.fit_resample(self._rows, self._classes)
-        new = rows.iloc[len(self._rows) :].copy()
-        if self.spec.task != "regression":
-            new[self.spec.target] = classes.iloc[len(self._rows) :]
-        new = new.sample(frac=1.0, random_state=self.seed)
-        return restore(new, self.table, self.spec)
+        sampler = self._over.SMOTE(sampling_strategy=strategy, random_state=self.seed, k_neighbors=self.neighbours)
+        points = sampler.fit_resample(self._points, self._classes)[0][len(self._points) :]
+        new, width = pd.DataFrame(index=range(len(points))), len(self._numbers)
+        if self._numbers:
+            new[self._numbers] = self._scaler.inverse_transform(points[:, :width])
+        if self._names:
+            # Of an interpolated one-hot vector this takes the largest entry.
+            new[self._names] = self._encoder.inverse_transform(points[:, width:])
+        for name, values in self._values.items():
+            if len(values) <= self.few_values:
+                new[name] = values[np.abs(new[name].to_numpy()[:, None] - values).argmin(axis=1)]
+        return restore(new.sample(frac=1.0, random_state=self.seed), self.table, self.spec)
 
 
 class GaussianCopula(Baseline):
-    """copulas' Gaussian copula over empirical quantiles; a category is a number by SDV's uniform encoding.
+    """copulas' Gaussian copula over the training table's own quantiles.
 
-    A category becomes a random number within its share of the unit interval, the commonest first; the marginals are
-    the training table's own quantiles.
+    A category takes an interval of the unit interval, the commonest first, as in SDV; so does each value of a number
+    that occurs more than once. SDV spreads rows at random over such intervals, which weakens every correlation. Here a
+    row's score is the mean of a standard normal within its interval, and the covariance of two columns is divided by
+    the variance that the scores have kept: the polyserial correlation if one of the columns is continuous, and its
+    first-order approximation if none is.
     """
 
     name = "gaussian_copula"
 
     def _fit(self) -> None:
         multivariate = require("copulas.multivariate", "copulas")
-        rows, generator = _filled(self.table, self.spec), np.random.default_rng([self.seed, 1])
-        self._cuts: dict[str, tuple[list[str], Any]] = {}
-        encoded = {}
-        for name in self.spec.columns:
-            if name in self.spec.numerical:
-                encoded[name] = (rows[name].rank(method="first") - 0.5) / len(rows)
-                continue
-            shares = rows[name].value_counts(normalize=True)
-            edges = np.concatenate([[0.0], np.cumsum(shares.to_numpy())])
-            place = rows[name].map({value: index for index, value in enumerate(shares.index)}).to_numpy()
-            encoded[name] = pd.Series(edges[place] + generator.random(len(rows)) * (edges[place + 1] - edges[place]))
-            self._cuts[name] = (list(shares.index), edges)
-        # On uniform columns the library has only the dependence left to learn.
+        from scipy.stats import norm
+
+        rows, spec = _filled(self.table, self.spec)
+        self._values: dict[str, npt.NDArray[Any]] = {}
+        self._edges: dict[str, npt.NDArray[np.float64]] = {}
+        scores = {}
+        for name in spec.columns:
+            counts = rows[name].value_counts()
+            counts = counts.sort_index() if name in spec.numerical else counts
+            shares = counts.to_numpy() / len(rows)
+            edges = np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]])
+            means = -np.diff(norm.pdf(norm.ppf(edges))) / shares
+            scores[name] = means[counts.index.get_indexer(rows[name])]
+            self._values[name], self._edges[name] = counts.index.to_numpy(), edges
+        table = pd.DataFrame(scores)
+        # On uniform columns the library has only the dependence to model.
         self._model = multivariate.GaussianMultivariate(
             distribution="copulas.univariate.uniform.UniformUnivariate", random_state=self.seed
         )
-        self._model.fit(pd.DataFrame(encoded))
-        self._filled = rows
+        self._model.fit(pd.DataFrame({name: [0.0, 1.0] for name in table}))
+        self._model.correlation = _latent_correlation(table)
 
     def sample(self, num_samples: int) -> pd.DataFrame:
         """Draw rows."""
-        uniform = self._model.sample(num_samples).clip(0.0, 1.0 - 1e-9)
+        uniform = self._model.sample(num_samples)
         rows = {}
-        for name in self.spec.columns:
-            if name in self._cuts:
-                names, edges = self._cuts[name]
-                place = np.clip(np.searchsorted(edges, uniform[name], side="right") - 1, 0, len(names) - 1)
-                rows[name] = pd.Series([names[index] for index in place])
-            else:
-                rows[name] = pd.Series(np.quantile(self._filled[name], uniform[name]))
+        for name, values in self._values.items():
+            places = np.searchsorted(self._edges[name], uniform[name], side="right") - 1
+            rows[name] = values[np.clip(places, 0, len(values) - 1)]
         return restore(pd.DataFrame(rows), self.table, self.spec)
 
 
-class _Ctgan(Baseline):
-    """CTGAN or TVAE of the ctgan package, trained in the time given (or 300 epochs, the authors' choice).
+def _latent_correlation(scores: pd.DataFrame) -> pd.DataFrame:
+    """Correlation of the normal variables behind interval means; the nearest by eigenvalues that is positive."""
+    kept = scores.var(ddof=0).to_numpy()
+    kept = np.where(kept > 0, kept, 1.0)
+    found = np.clip(np.atleast_2d(np.cov(scores.to_numpy().T, ddof=0)) / np.outer(kept, kept), -1.0, 1.0)
+    np.fill_diagonal(found, 1.0)
+    values, vectors = np.linalg.eigh(found)
+    found = (vectors * np.maximum(values, 1e-6)) @ vectors.T
+    scale = np.sqrt(np.diag(found))
+    return pd.DataFrame(found / np.outer(scale, scale), scores.columns, scores.columns)
 
-    The first epochs tell how long one takes; the number that fits into the budget is then trained from scratch, with
-    the same seed.
-    """
+
+class _TimeOver(Exception):
+    """Leaves a library's training loop that has no other way out."""
+
+
+class _Ctgan(Baseline):
+    """CTGAN or TVAE of the ctgan package, 300 epochs (the authors' choice) or what the time given allows."""
 
     epochs = 300
-
-    def _model(self, epochs: int) -> Any:
-        synthesizer = getattr(require("ctgan", "ctgan"), type(self).__name__)
-        model = synthesizer(epochs=epochs)
-        model.set_random_state(self.seed)
-        return model
+    steps_per_batch = 1
 
     def _fit(self) -> None:
-        rows = _filled(self.table, self.spec)
-        names = list(self.spec.categorical)
-        epochs = self.epochs
-        if self.budget_minutes is not None:
-            deadline = self._deadline()
-            seconds = []
-            for trial in (1, 2):
-                started = time.monotonic()
-                self._model(trial).fit(rows, names)
-                seconds.append(time.monotonic() - started)
-            each = max(seconds[1] - seconds[0], 1e-3)
-            # What is done once (the columns' mixtures) is in the first trial.
-            left = deadline - time.monotonic() - max(seconds[0] - each, 0.0)
-            epochs = int(min(self.epochs, max(1, 0.95 * left / each)))
-        self.details["epochs"] = epochs
-        self._fitted = self._model(epochs)
-        self._fitted.fit(rows, names)
+        synthesizer = getattr(require("ctgan", "ctgan"), type(self).__name__)
+        from joblib import parallel_config
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        deadline, steps = self._deadline(), 0
+        rows, spec = _filled(self.table, self.spec)
+        self._fitted = synthesizer(epochs=self.epochs)
+        self._fitted.set_random_state(self.seed)
+
+        def count(*_: Any) -> None:
+            nonlocal steps
+            steps += 1
+            if time.monotonic() > deadline and steps % self.steps_per_batch == 0:
+                raise _TimeOver
+
+        hook = register_optimizer_step_post_hook(count)
+        try:
+            # The package would encode the columns in processes of their own, each of which imports all of it again.
+            with parallel_config(backend="sequential"):
+                self._fitted.fit(rows, list(spec.categorical))
+        except _TimeOver:
+            pass
+        finally:
+            hook.remove()
+        self.details |= {"steps": steps, "epochs": round(steps / self.steps_per_batch / self._batches(len(rows)), 2)}
+
+    @abstractmethod
+    def _batches(self, rows: int) -> int:
+        """Batches of an epoch, as the library counts them."""
 
     def sample(self, num_samples: int) -> pd.DataFrame:
         """Draw rows."""
@@ -306,12 +367,20 @@ class CTGAN(_Ctgan):
     """Conditional GAN (Xu et al. 2019, arXiv 1907.00503)."""
 
     name = "ctgan"
+    # The discriminator's and the generator's.
+    steps_per_batch = 2
+
+    def _batches(self, rows: int) -> int:
+        return max(rows // 500, 1)
 
 
 class TVAE(_Ctgan):
     """Variational autoencoder of the same paper."""
 
     name = "tvae"
+
+    def _batches(self, rows: int) -> int:
+        return -(-rows // 500)
 
 
 def baselines() -> dict[str, Callable[..., Baseline]]:
