@@ -9,9 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from difflm.cli_info import read_json
+from difflm.pipelines.sharded_sampling import read_report, read_run
 
 
 TEMPLATES = "difflm.hub_cards"
@@ -126,11 +128,10 @@ def model_card(
 
 def dataset_card(
     folder: str | Path,
-    num_rows: int,
+    shards: str | Path,
     *,
     model_id: str,
     repo_id: str,
-    seed: int | None = None,
     license: str | None = None,
     dataset: str | None = None,
 ) -> DatasetCard:
@@ -140,31 +141,55 @@ def dataset_card(
     ----------
     folder : path
         The saved pipeline that sampled it.
-    num_rows : int
+    shards : path
+        Folder that [`sample_shards`] (``difflm sample -o rows/``) finished.
     model_id, repo_id : str
         Hub ids of the model and of the table.
-    seed : int, optional
     license, dataset : str, optional
         As for [`model_card`].
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no saved pipeline, or no sampled table.
+    ValueError
+        If the table is unfinished, or has other columns than the pipeline's records.
     """
     index = read_json(_existing(Path(folder) / "model_index.json", "no saved pipeline here"))
+    columns = (index.get("record_schema") or {}).get("columns", [])
+    settings, paths = read_run(shards)
+    names = [column["name"] for column in columns]
+    for path in paths:
+        if (found := pq.read_schema(path).names) != names:
+            raise ValueError(f"{path} has the columns {found}, not those of the pipeline in {folder}: {names}.")
+    num_rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    reports = [read_report(path) for path in paths]
+    report = sum(reports[1:], reports[0])
     steps = [10**3, 10**4, 10**5, 10**6, 10**7, 10**8]
-    names = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
+    sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"]
     data = DatasetCardData(
         license=license,
-        size_categories=[names[sum(num_rows >= step for step in steps)]],
+        size_categories=[sizes[sum(num_rows >= step for step in steps)]],
         tags=["synthetic-data", "tabular", "difflm"],
+        # Without it the Hub would also take sampling.json for rows.
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     )
     return _render(
         DatasetCard,
         data,
         "dataset_card.md.j2",
         title=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
         num_rows=f"{num_rows:,}",
         dataset_name=dataset,
         model_id=model_id,
-        seed=seed,
-        columns=[_column_row(column) for column in (index.get("record_schema") or {}).get("columns", [])],
+        seed=settings["seed"],
+        # What was fixed or filtered makes the table another one than the model's plain samples.
+        condition=_escape(json.dumps(settings["condition"], ensure_ascii=False)) if settings.get("condition") else "",
+        without_copies=bool(settings.get("exclude_training_copies")),
+        valid_percent=f"{100 * report.valid_first_attempt:.1f}",
+        given_up=report.requested - num_rows,
+        columns=[_column_row(column) for column in columns],
         citation=CITATION,
     )
 

@@ -1,8 +1,9 @@
-"""Publishing the Space beside a pipeline, and example repositories from a fitted folder."""
+"""Publishing what goes with a pipeline: the Space that serves it, and the tables sampled from it."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from difflm.cli_info import read_json
+from difflm.hub_cards.cards import dataset_card
 from difflm.pipelines.hub_saving import check_repo_id
+from difflm.pipelines.sharded_sampling import MANIFEST, read_run
 
 
-SPACE_FILES = ("app.py", "requirements.txt")
+SPACE_FILES = ("app.py", "latent_map.js", "requirements.txt")
 
 
 def write_space(folder: str | Path, repo_id: str, target: str | Path) -> Path:
@@ -63,4 +66,78 @@ def push_space(
         write_space(folder, repo_id, staging)
         return api.upload_folder(
             repo_id=repo_id, repo_type="space", folder_path=staging, commit_message="Upload the DiffLM app"
+        )
+
+
+def write_dataset(
+    folder: str | Path,
+    shards: str | Path,
+    repo_id: str,
+    target: str | Path,
+    *,
+    model_id: str | None = None,
+    license: str | None = None,
+    dataset: str | None = None,
+) -> Path:
+    """Write the files of a dataset repository with a sampled table: a card, and in ``data/`` the shards.
+
+    Parameters
+    ----------
+    folder : path
+        The saved pipeline.
+    shards : path
+        Folder that ``difflm sample PIPELINE -o rows/`` finished.
+    repo_id : str
+        Hub id of the table.
+    target : path
+        Folder to write to; created if missing.
+    model_id : str, optional
+        Hub id of the model; default: the same as the table's.
+    license, dataset : str, optional
+        As for [`dataset_card`].
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See [`dataset_card`]; nothing is written then.
+    """
+    check_repo_id(repo_id)
+    names = {"model_id": model_id or repo_id, "license": license, "dataset": dataset}
+    card = str(dataset_card(folder, shards, repo_id=repo_id, **names))
+    _, paths = read_run(shards)
+    target = Path(target)
+    (target / "data").mkdir(parents=True, exist_ok=True)
+    for path in (*paths, Path(shards) / MANIFEST):
+        shutil.copyfile(path, target / "data" / path.name)
+    (target / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def push_dataset(
+    folder: str | Path,
+    shards: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    **names: str | None,
+) -> Any:
+    """Publish a sampled table as the dataset ``repo_id``, in one commit that replaces the shards of an earlier one.
+
+    Parameters as in [`write_dataset`].
+
+    Returns
+    -------
+    huggingface_hub.CommitInfo
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as staging:
+        write_dataset(folder, shards, repo_id, staging, **names)
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        return api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=staging,
+            commit_message="Upload synthetic records",
+            delete_patterns=["data/*"],
         )

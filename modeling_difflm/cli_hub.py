@@ -42,6 +42,11 @@ def add_hub_commands(commands: Any, formatter: type[argparse.HelpFormatter]) -> 
     push.add_argument("--revision", metavar="BRANCH", help="branch, created if missing (default: main)")
     push.add_argument("--message", metavar="TEXT", help="commit message (default: a short one)")
     push.add_argument("--with-space", action="store_true", help="also publish the app as a Space of the same name")
+    push.add_argument(
+        "--with-dataset",
+        metavar="DIR",
+        help="also publish the table that `difflm sample PIPELINE -o DIR/` wrote, as a dataset of the same name",
+    )
     card.add_argument("--repo-id", metavar="USER/NAME", help="where it will be published (default: the folder's name)")
     for command in (card, push):
         command.add_argument(
@@ -97,6 +102,11 @@ def _run_push(arguments: argparse.Namespace, folder: Path) -> int:
     from difflm.pipelines.hub_saving import check_repo_id, push_folder
 
     check_repo_id(arguments.repo_id)
+    if arguments.with_dataset:
+        from difflm.pipelines.sharded_sampling import read_run
+
+        # An unfinished table is said before anything is published.
+        read_run(arguments.with_dataset)
     if not (folder / "README.md").is_file() or arguments.license or arguments.dataset or arguments.evaluation:
         _write_card(arguments, folder, arguments.repo_id)
     commit = push_folder(
@@ -111,6 +121,18 @@ def _run_push(arguments: argparse.Namespace, folder: Path) -> int:
         from difflm.hub_cards.publishing import push_space
 
         print(f"Space: {push_space(folder, arguments.repo_id, private=arguments.private or None).commit_url}")
+    if arguments.with_dataset:
+        from difflm.hub_cards.publishing import push_dataset
+
+        commit = push_dataset(
+            folder,
+            arguments.with_dataset,
+            arguments.repo_id,
+            private=arguments.private or None,
+            license=arguments.license,
+            dataset=arguments.dataset,
+        )
+        print(f"Dataset: {commit.commit_url}")
     return 0
 
 

@@ -194,6 +194,8 @@ class ValueSpec:
         For the literal kinds: the allowed texts exactly as serialised (strings with their quotes).
     decimals : int, optional
         For "decimal": digits after the point, always printed.
+    trimmed : bool, defaults to False
+        For "decimal": zeros at the end are not printed, but for one digit after the point.
     minimum, maximum : number, optional
         Range seen in training: it bounds the number of integer digits and whether a minus is allowed.
     bounded : bool, defaults to False
@@ -212,6 +214,7 @@ class ValueSpec:
     kind: str
     texts: tuple[str, ...] = ()
     decimals: int | None = None
+    trimmed: bool = False
     minimum: Any = None
     maximum: Any = None
     bounded: bool = False
@@ -261,12 +264,14 @@ class _EitherNode(_Node):
 class _Numbers:
     """Automaton of the numbers with exactly `decimals` decimals in a range: no leading zero, exponent or minus zero.
 
-    A prefix is followed only while some number within the range begins with it, so the range holds exactly. Prefixes
-    with the same future share a state: numbers that no bound cuts through are told apart by their lengths only.
+    Trimmed numbers have 1 to `decimals` decimals and no zero at the end, unless it is the only one. A prefix is followed
+    only while some number within the range begins with it, so the range holds exactly. Prefixes with the same future
+    share a state: numbers that no bound cuts through are told apart by their lengths only.
     """
 
     def __init__(self, spec: ValueSpec, vocabulary: Vocabulary, boundary: int) -> None:
         self.decimals = (spec.decimals or 0) if spec.kind == "decimal" else 0
+        self.trimmed = spec.trimmed and self.decimals > 0
         self.vocabulary, self.boundary = vocabulary, boundary
         low, high = (self._scaled(spec, bound) for bound in ("minimum", "maximum"))
         if low is not None and high is not None and low > high:
@@ -310,6 +315,11 @@ class _Numbers:
 
     def is_complete(self, prefix: str) -> bool:
         fraction = prefix.partition(".")[2]
+        if self.trimmed:
+            if not fraction or (len(fraction) > 1 and fraction.endswith("0")):
+                return False
+            # The number itself, its missing zeros filled in, not those that go on from it.
+            return self._within(prefix + "0" * (self.decimals - len(fraction)), written=True)[0] != "out"
         return prefix[-1:].isdigit() and len(fraction) == self.decimals and self._within(prefix)[0] != "out"
 
     def state(self, prefix: str) -> Any:
@@ -325,10 +335,15 @@ class _Numbers:
         within = self._within(prefix)
         if all(place == "out" for place in within):
             return None
-        return prefix if "cut" in within else (sign, point, len(fraction), whole == "0", within)
+        if "cut" in within:
+            return prefix
+        return sign, point, len(fraction), whole == "0", within, self.trimmed and self.is_complete(prefix)
 
-    def _within(self, prefix: str) -> tuple[str, ...]:
-        """Whether the numbers that begin with `prefix` lie "in", "out" of or are "cut" by the range, per length."""
+    def _within(self, prefix: str, written: bool = False) -> tuple[str, ...]:
+        """Whether the numbers that begin with `prefix` lie "in", "out" of or are "cut" by the range, per length.
+
+        `written`: the prefix is a whole number, even if it ends with zeros that are not written.
+        """
         sign, whole, point, fraction = _NUMBER_PREFIX.fullmatch(prefix).groups(default="")  # type: ignore[union-attr]
         low, high = (max(1, -self.high), -self.low) if sign else (max(0, self.low), self.high)
         if not whole:
@@ -338,7 +353,10 @@ class _Numbers:
         for free in (extra + self.decimals - len(fraction) for extra in range(more + 1)):
             first = int(whole + fraction) * 10**free
             last = first + 10**free - 1
-            places.append("out" if last < low or first > high else "in" if low <= first and last <= high else "cut")
+            if self.trimmed and not written and len(fraction) > 1 and fraction.endswith("0"):
+                first += 1  # nothing but zeros behind these is no way to write a number
+            none = first > last or last < low or first > high
+            places.append("out" if none else "in" if low <= first and last <= high else "cut")
         return tuple(places)
 
 

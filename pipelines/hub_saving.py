@@ -12,9 +12,10 @@ import importlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class HubSavingMixin:
             super().save_pretrained(partial, max_shard_size=max_shard_size)  # type: ignore[misc]
             self._write_code(partial)
             seal(partial)
+            follow_umask(partial.rglob("*.safetensors"))
             replace_pipeline(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -231,12 +233,28 @@ def verify(folder: Path) -> dict[str, Any]:
     return index
 
 
+def verify_source(autoencoder: Any) -> None:
+    """[`verify`] the pipeline that a loaded autoencoder is a part of, if it was loaded from one."""
+    folder = Path(str(getattr(autoencoder, "name_or_path", ""))).parent
+    if (folder / INDEX).is_file():
+        verify(folder)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -------------------------------------------------------------------- folders and the Hub
+
+
+def follow_umask(paths: Iterable[Path]) -> None:
+    """Give files the mode of any new file: safetensors makes its own readable for their owner alone."""
+    for path in paths:
+        probe = path.with_name(f".{path.name}.mode")
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
 
 
 def replace_pipeline(source: Path, target: Path) -> None:

@@ -395,6 +395,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             "name": column.name,
             "kind": "raw" if schema.record_format == "text" else column.kind,
             "decimals": column.decimals,
+            "trimmed": column.trimmed,
             "minimum": column.minimum,
             "maximum": column.maximum,
             "bounded": column.bounded or (within_range and column.kind in NUMBER_KINDS),

@@ -89,6 +89,8 @@ def _infer_column(name: str, series: pd.Series, forced: str | None, max_categori
     return replace(column, kind="category", categories=_by_frequency(counts))
 
 
+# Characters per value, on average, from which zeros at the end are not worth writing.
+_SPARED_BY_TRIMMING = 1.0
 _UNIFORM = {bool: "boolean", int: "number", float: "number", decimal.Decimal: "number", str: "string"}
 
 
@@ -150,7 +152,8 @@ def _infer_number(column: Column, values: pd.Series, forced: str | None, max_dec
     decimals = max(
         [1, *(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())]
     )  # one at least: other readers of JSON see a float
-    column = replace(column, kind="decimal", decimals=decimals)
+    spared = decimals - np.mean([max(1, _count_decimals(str(value), decimals)) for value in exact])
+    column = replace(column, kind="decimal", decimals=decimals, trimmed=bool(spared >= _SPARED_BY_TRIMMING))
     low, high = (column.normalize(number) for number in (numbers[0], numbers[-1]))
     if (lost := np.abs(numbers[numbers != 0]).min(initial=np.inf)) < 0.5 * 10.0**-decimals:
         warnings.warn(

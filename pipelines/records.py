@@ -79,6 +79,8 @@ class Column:
     decimals : int, optional
         Decimal columns: every value is written with exactly so many digits after the point (at most 12 when inferred:
         values with more are rounded to 12). None: each value is written with the digits it has. Never an exponent.
+    trimmed : bool, default False
+        Decimal columns with ``decimals``: that is the most, and zeros at the end are left out but for one digit (16.0).
     categories : tuple, optional
         The values of a category column (strings or numbers), most frequent first, ties in order of value.
     minimum, maximum : int or float, optional
@@ -103,6 +105,7 @@ class Column:
     kind: str
     nullable: bool = False
     decimals: int | None = None
+    trimmed: bool = False
     categories: tuple[Any, ...] | None = None
     minimum: int | float | None = None
     maximum: int | float | None = None
@@ -248,8 +251,10 @@ class Column:
         if self.dtype.lower() in ("float32", "float16"):  # their shortest digits, not those of the widened double
             value = np.dtype(self.dtype.lower()).type(value)
         text = format(decimal.Decimal(str(value)), "f" if self.decimals is None else f".{self.decimals}f")
-        if self.decimals is None and "." not in text:
-            text += ".0"
+        if self.trimmed:
+            text = text.rstrip("0")
+        if text.endswith(".") or "." not in text and self.decimals is None:
+            text = text.rstrip(".") + ".0"
         return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
     def text(self, value: Any, *, record_format: str = "json") -> str:
@@ -320,7 +325,9 @@ class Column:
                 raise RecordParseError(self.name, f"an integer of {len(word)} characters")
             return int(word)
         digits = len(word.partition(".")[2])
-        if self.decimals is not None and digits != self.decimals:
+        if self.trimmed and not 1 <= digits <= (self.decimals or 0):
+            raise RecordParseError(self.name, f"{shown(word)} has {digits} decimals, expected 1 to {self.decimals}")
+        if self.decimals is not None and digits != self.decimals and not self.trimmed:
             raise RecordParseError(self.name, f"{shown(word)} has {digits} decimals, expected {self.decimals}")
         value = float(word) + 0.0
         if not math.isfinite(value):

@@ -89,6 +89,30 @@ def sample_shards(
         yield path
 
 
+def read_run(folder: str | Path) -> tuple[dict[str, Any], list[Path]]:
+    """The settings and the shards, in order, of a finished run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run.
+    ShardFolderError
+        If shards are missing: the run was interrupted, or is still at work.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: make it with `difflm sample PIPELINE -o {folder}/`.")
+    settings = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    count = -(-settings["num_samples"] // settings["shard_size"])
+    paths = [folder / shard_name(index, count) for index in range(count)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ShardFolderError(
+            f"{folder} lacks {len(missing)} of {count} shards ({missing[0]}, ...): repeat the same command to finish."
+        )
+    return settings, paths
+
+
 def read_report(path: str | Path) -> SamplingReport:
     """The sampling report that a shard carries."""
     stored = json.loads(pq.read_schema(path).metadata[REPORT_KEY])

@@ -77,7 +77,7 @@ def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
 
 def test_commands_are_accepted():
     found = commands("difflm")
-    assert [words[1] for words in found] == ["fit", "sample", "sample", "info"]
+    assert [words[1] for words in found] == ["fit", "sample", "sample", "info", "card", "push", "space"]
     for words in found:
         cli_parser.build_parser().parse_args(words[1:])
 

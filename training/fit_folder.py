@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from difflm.pipelines.hub_saving import follow_umask
 from difflm.training.progress import no_file_bars
 
 
@@ -102,6 +103,7 @@ class FitFolder:
         with no_file_bars():
             pipeline.save_pretrained(partial)
         save_more(partial)
+        follow_umask(partial.glob("*.safetensors"))
         _write_json(partial / "training_log.json", log)
         # The index goes last: a folder without it is an unfinished fit.
         for item in sorted(partial.iterdir(), key=lambda path: path.name == "model_index.json"):

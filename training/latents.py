@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from difflm.pipelines.hub_saving import follow_umask
+
 
 @dataclass
 class LatentDataset:
@@ -110,6 +112,7 @@ class LatentDataset:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
         save_file(tensors, temporary, metadata=metadata)
+        follow_umask([temporary])
         os.replace(temporary, target)
 
     @classmethod

@@ -28,7 +28,7 @@ MAP_SIZE = (640, 480)  # pixels
 REAL, SYNTHETIC = "#3b6ea5", "#e07b39"
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: auto}
-#latent-map img {cursor: crosshair; max-width: 100%; object-fit: contain}
+#latent-map img {cursor: crosshair; touch-action: pan-y; user-select: none; max-width: 100%; object-fit: contain}
 @media (max-width: 700px) {
   #layout {flex-direction: column; flex-wrap: nowrap}
   #layout > * {width: 100%; max-width: calc(100vw - 64px); min-width: 0 !important; overflow-x: auto}
@@ -236,13 +236,24 @@ class App:
 
     def choose(self, state: dict[str, Any] | None, event: gr.SelectData) -> tuple[Any, ...]:
         """A click on the map: decode the nearest latent, or walk to it from the one clicked before."""
+        nearest = self._nearest(state, *event.index)
+        before = state["chosen"] if state else []
+        return self._decode(state, [*before, nearest] if len(before) == 1 else [nearest])
+
+    def drag(self, state: dict[str, Any] | None, ends: str) -> tuple[Any, ...]:
+        """A drag across the map, as pixels of both ends: walk between the latents nearest to them."""
+        x, y, to_x, to_y = json.loads(ends)[:4]
+        return self._decode(state, [self._nearest(state, x, y), self._nearest(state, to_x, to_y)])
+
+    @staticmethod
+    def _nearest(state: dict[str, Any] | None, x: float, y: float) -> int:
         if not state:
             raise gr.Error("Sample some records first.")
-        x, y = event.index
-        nearest = int(np.hypot(state["pixels"][:, 0] - x, state["pixels"][:, 1] - y).argmin())
-        chosen = [*state["chosen"][-1:], nearest] if len(state["chosen"]) < 2 else [nearest]
-        if chosen[:1] == chosen[1:]:
-            chosen = [nearest]
+        return int(np.hypot(state["pixels"][:, 0] - x, state["pixels"][:, 1] - y).argmin())
+
+    def _decode(self, state: Any, chosen: list[int]) -> tuple[Any, ...]:
+        """Decode one latent, or the way from one to another, and mark it on the map."""
+        chosen = list(dict.fromkeys(chosen))
         state = state | {"chosen": chosen}
         ends = torch.from_numpy(state["latents"][chosen]).float()
         weights = torch.linspace(0, 1, WALK_STEPS)[:, None] if len(ends) == 2 else torch.zeros(1, 1)
@@ -290,17 +301,29 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
             with gr.Column(scale=3, min_width=320):
                 table = gr.Dataframe(label="Records", interactive=False, elem_id="table", max_height=420)
                 plots = gr.Plot(show_label=False, visible=reference is not None, elem_id="plots")
-                gr.Markdown("Click a point to decode it, then another to walk between the two.")
-                image = gr.Image(
-                    label="Latent map", interactive=False, elem_id="latent-map", format="png", buttons=["download"]
+                gr.Markdown(
+                    "Click a point to decode it. Drag from one to another, or click both, to walk between them."
                 )
+                # The picture has a title, which a label would cover on a phone.
+                image = gr.Image(
+                    label="Latent map",
+                    show_label=False,
+                    interactive=False,
+                    elem_id="latent-map",
+                    format="png",
+                    buttons=["download"],
+                )
+                drag = gr.Textbox(visible="hidden", elem_id="drag")
                 walk = gr.Dataframe(label="Decoded", interactive=False, elem_id="walk")
         outputs = [note, table, csv, parquet, image, plots, state, walk]
         button.click(app.sample, [rows, seed, temperature, guidance, *controls], outputs, api_name="sample")
         image.select(app.choose, [state], [image, walk, state], api_visibility="private")
+        drag.input(app.drag, [state, drag], [image, walk, state], api_visibility="private")
     return blocks
 
 
 if __name__ == "__main__":
     source = pipeline_name()
-    build(load_pipeline(source), load_reference(), Path(source).name).queue().launch(css=CSS)
+    build(load_pipeline(source), load_reference(), Path(source).name).queue().launch(
+        css=CSS, js=(HERE / "latent_map.js").read_text(encoding="utf-8")
+    )

@@ -16,8 +16,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 
 TOKENS = {"hf_user": "user", "hf_other": "other"}
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+# Metadata of cards for which the Hub takes just these values.
+METADATA = {
+    "base_model_relation": {"adapter", "finetune", "merge", "quantized"},
+    "size_categories": {"n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B"},
+    "sdk": {"gradio", "docker", "static"},
+    "colorFrom": COLOURS,
+    "colorTo": COLOURS,
+}
 
 
 @dataclass
@@ -105,6 +116,10 @@ class StandInHub:
         return repo
 
 
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 def _is_lfs(path: str) -> bool:
     return path.endswith((".safetensors", ".parquet", ".png"))
 
@@ -160,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str, query: dict[str, list[str]], body: bytes) -> None:
         routes = (
             (r"POST /api/repos/create", self._create),
-            (r"POST /api/validate-yaml", lambda body: self._json({"errors": [], "warnings": []})),
+            (r"POST /api/validate-yaml", self._validate_yaml),
             (r"GET /api/whoami-v2", lambda body: self._json({"name": self._user(required=True), "type": "user"})),
             (r"GET /api/(model|space|dataset)s/([^/]+/[^/]+)(?:/revision/(.+))?", self._info),
             (r"GET /api/(model|space|dataset)s/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self._tree),
@@ -195,6 +210,16 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos[kind, repo_id] = Repo(private=private, sdk=wanted.get("sdk"))
         repo.commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
         self._json(answer)
+
+    def _validate_yaml(self, body: bytes) -> None:
+        front = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
+        metadata = (yaml.safe_load(front[1]) if front else None) or {}
+        errors = [
+            {"message": f'"{key}" must be one of {", ".join(sorted(allowed))}'}
+            for key, allowed in METADATA.items()
+            if not {str(value) for value in _as_list(metadata.get(key))} <= allowed
+        ]
+        self._json({"errors": errors, "warnings": []}, status=400 if errors else 200)
 
     def _info(self, kind: str, repo_id: str, revision: str | None, body: bytes) -> None:
         repo, sha = self._revision(kind, repo_id, revision or "main")

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -192,6 +195,20 @@ def test_hub_push_replaces_in_one_commit_and_keeps_training_latents_here(hub, fo
     assert repo.messages[-1] == "Again" and len(repo.messages) == 4
 
 
+def test_hub_push_and_load_speak_the_protocol(hub, folder):
+    push_folder(folder, "user/toys", token="hf_user")
+    DiffLMPipeline.from_pretrained("user/toys")
+    reads = ("GET .*/tree/", "HEAD .*/resolve/.*/model_index.json", "GET .*/resolve/.*/model_index.json")
+    writes = ("POST .*/create", "POST .*/preupload/", "POST .*objects/batch", "PUT /lfs/", "POST .*/commit/main")
+    for part in reads + writes:
+        assert any(re.fullmatch(f"{part}.*", request) for request in hub.requests), (part, hub.requests)
+    # What is in the cache under its ETag is not downloaded again, and what is there already is not uploaded again.
+    hub.requests.clear()
+    DiffLMPipeline.from_pretrained("user/toys")
+    push_folder(folder, "user/toys", token="hf_user")
+    assert not [request for request in hub.requests if request.startswith(("GET /user/", "GET /lfs/", "PUT "))]
+
+
 @pytest.mark.parametrize("place", ["PUT /lfs/", "POST .*/commit/", "POST .*/preupload/", "POST .*objects/batch"])
 @pytest.mark.parametrize("status", [403, 0])
 def test_hub_push_that_breaks_leaves_the_repo_as_it_was(place, status, hub, published, folder, monkeypatch):
@@ -247,6 +264,16 @@ def test_hub_save_that_fails_leaves_the_old_pipeline(folder, random_pipeline, mo
     with pytest.raises(OSError, match="No space left"):
         random_pipeline.save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_hub_saved_files_follow_the_umask(random_pipeline, tmp_path):
+    before = os.umask(0o027)
+    try:
+        random_pipeline.save_pretrained(tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes and set(modes.values()) == {0o640}, modes
 
 
 def test_hub_save_refuses_other_formats(random_pipeline, tmp_path):

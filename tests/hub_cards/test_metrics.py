@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import SpaceCard
 
 from difflm.training.evaluation.tables import ColumnMismatchError, EvaluationError
 
@@ -38,8 +39,11 @@ def tables():
 def test_every_metric_has_a_module_and_a_card():
     assert len(NAMES) == 10
     for name in NAMES:
-        card = (ROOT / name / "README.md").read_text()
-        assert card.startswith("---\ntitle: ") and f"metrics/{name}" in card
+        text = (ROOT / name / "README.md").read_text()
+        card = SpaceCard(text, ignore_metadata_errors=False)
+        assert card.data.title and card.data.sdk == "gradio" and card.data.license == "apache-2.0"
+        assert {"evaluate", "metric"} <= set(card.data.tags)
+        assert f"metrics/{name}" in text
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("validity_rate", "privacy_attacks")])

@@ -188,15 +188,22 @@ def test_every_walk_is_valid_under_every_tokenizer(any_tokenizer: PreTrainedToke
         (2, 9.97, 10.05),
         (0, 0, 0),
         (3, -1.5, -1.498),
+        (3, -0.011, 0.021),
+        (2, 99.9, 101.2),
     ],
 )
-def test_a_bounded_range_is_exact(tokenizer: PreTrainedTokenizerFast, decimals: int, low: float, high: float) -> None:
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_bounded_range_is_exact(
+    tokenizer: PreTrainedTokenizerFast, decimals: int, low: float, high: float, trimmed: bool
+) -> None:
     kind = "decimal" if decimals else "integer"
-    spec = ValueSpec("x", kind, decimals=decimals, minimum=low, maximum=high, bounded=True)
+    spec = ValueSpec("x", kind, decimals=decimals, trimmed=trimmed, minimum=low, maximum=high, bounded=True)
     constraint = compile_values(tokenizer, spec)
     step = Decimal(1).scaleb(-decimals)
     low_units, high_units = int(Decimal(str(low)) / step), int(Decimal(str(high)) / step)
     expected = {f"{units * step:.{decimals}f}" for units in range(low_units, high_units + 1)}
+    if trimmed and decimals:
+        expected = {text.rstrip("0") + "0" * text.rstrip("0").endswith(".") for text in expected}
 
     # Every allowed record, by depth-first search over texts.
     found, stack = set(), [tuple(walk(constraint, seed)) for seed in range(20)]

@@ -223,8 +223,25 @@ def test_the_same_columns_in_another_form():
     [(1e-05, "0.00001"), (-0.0, "0.00000"), (1234.5, "1234.50000"), (-1e20, "-100000000000000000000.00000")],
 )
 def test_decimals_are_written_without_exponent(value, text):
-    schema = RecordSchema.infer([{"x": 0.25}, {"x": 1e-05}])
+    schema = RecordSchema.infer([{"x": 0.12345}, {"x": 1e-05}])
     assert schema.value_text("x", value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-05, "0.00001"), (-0.0, "0.0"), (1234.5, "1234.5"), (-1e20, "-100000000000000000000.0"), (10.0, "10.0")],
+)
+def test_decimals_that_are_mostly_zeros_are_trimmed(value, text):
+    schema = RecordSchema.infer([{"x": 0.0}, {"x": 25.0}, {"x": 1e-05}])
+    (column,) = schema.columns
+    assert column.trimmed and column.decimals == 5
+    assert schema.value_text("x", value) == text
+    assert schema.parse(schema.serialize({"x": value})) == {"x": value}
+    assert RecordSchema.from_dict(schema.to_dict()) == schema
+    with pytest.raises(RecordParseError, match="6 decimals, expected 1 to 5"):
+        schema.parse('{"x": 0.123456}')
+    with pytest.raises(RecordParseError, match="0 decimals, expected 1 to 5"):
+        schema.parse('{"x": 3}')
 
 
 def test_free_decimals_keep_the_digits_they_have():

@@ -426,6 +426,8 @@ def test_latents_file_roundtrip(tmp_path: Path) -> None:
     data.record_digests = torch.randint(0, 256, (10, 16), dtype=torch.uint8)
     data.save(tmp_path / "latents.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["latents.safetensors"]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "latents.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
     loaded = LatentDataset.load(tmp_path / "latents.safetensors")
     assert torch.equal(loaded.mean, data.mean) and loaded.log_variance is None
     assert loaded.labels is not None and torch.equal(loaded.labels, data.labels)

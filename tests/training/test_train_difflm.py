@@ -45,6 +45,7 @@ def test_what_a_fit_leaves(fitted, small_table):
     assert log["autoencoder_history"][-1]["eval_reconstruction"] == pytest.approx(log["reconstruction_own_latent"])
     assert {"step", "train_loss", "validation_loss"} <= set(log["denoiser_history"][-1])
     latents = load_file(folder / "latents.safetensors")
+    assert (folder / "latents.safetensors").stat().st_mode == (folder / "model_index.json").stat().st_mode
     assert latents["mean"].shape == (54, 8)
     pickles = [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert pickles == []
