@@ -264,9 +264,9 @@ class _EitherNode(_Node):
 class _Numbers:
     """Automaton of the numbers with exactly `decimals` decimals in a range: no leading zero, exponent or minus zero.
 
-    Trimmed numbers have 1 to `decimals` decimals and no zero at the end, unless it is the only one. A prefix is followed
-    only while some number within the range begins with it, so the range holds exactly. Prefixes with the same future
-    share a state: numbers that no bound cuts through are told apart by their lengths only.
+    Trimmed numbers have 1 to `decimals` decimals and no zero at the end, unless it is the only one. A prefix is
+    followed only while some number within the range begins with it, so the range holds exactly. Prefixes with the same
+    future share a state: numbers that no bound cuts through are told apart by their lengths only.
     """
 
     def __init__(self, spec: ValueSpec, vocabulary: Vocabulary, boundary: int) -> None:

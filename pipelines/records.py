@@ -80,7 +80,7 @@ class Column:
         Decimal columns: every value is written with exactly so many digits after the point (at most 12 when inferred:
         values with more are rounded to 12). None: each value is written with the digits it has. Never an exponent.
     trimmed : bool, default False
-        Decimal columns with ``decimals``: that is the most, and zeros at the end are left out but for one digit (16.0).
+        Decimal columns with ``decimals``: that is the most; zeros at the end are left out but for one digit (16.0).
     categories : tuple, optional
         The values of a category column (strings or numbers), most frequent first, ties in order of value.
     minimum, maximum : int or float, optional
