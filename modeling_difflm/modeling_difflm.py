@@ -527,7 +527,13 @@ class DiffLMModel(PreTrainedModel):
                 decoder_kwargs.setdefault(name, kwargs[name])
         kwargs.pop("torch_dtype", None)
         kwargs["dtype"] = torch.float32  # the trainable parts; the decoder has its own dtype
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the weights cannot be read ({error}): copy or download them anew "
+                "(force_download=True)."
+            ) from error
         model, info = loaded if isinstance(loaded, tuple) else (loaded, None)
         for name, value in overrides.items():
             setattr(model.config, name, str(value).removeprefix("torch."))

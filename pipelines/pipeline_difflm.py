@@ -23,10 +23,11 @@ if __package__ and __package__ not in sys.modules:
     sys.modules[__package__] = ModuleType(__package__)
     sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
+from .acceptance import acceptance_checks
 from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec
 from .fast_decoding import decode_rows, supports
-from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify
+from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
@@ -90,6 +91,9 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         self.condition_encoder = ConditionEncoder(list(classes or []))
         self._constraints: dict[str, RecordConstraint] = {}
         self.remember_sources()
+        if __name__.startswith("diffusers_modules."):
+            # Loaded by diffusers itself, from a repository: what `from_pretrained` below checks is checked here.
+            verify_source(autoencoder)
 
     # ---------------------------------------------------------------- sampling
 
@@ -196,7 +200,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         if schema is not None:
             table = RecordSchema.from_json_schema(schema, record_format=self.schema.record_format)
         conditions = check_condition(condition or {}, table.columns)
-        checks = _acceptance_checks(accept)
+        checks = acceptance_checks(accept)
         if exclude_training_copies and not self.denoiser.config.num_record_digests:
             raise ValueError(
                 "This checkpoint stores no digests of its training records: fit it again to exclude copies."
@@ -520,38 +524,7 @@ def _digest_set(denoiser: Any) -> frozenset[bytes]:
 def _component_class(library: str, name: str) -> Any:
     # By string: in a published repository this file runs without difflm.
     module = f"difflm.{library}" if library in MODEL_MODULES.values() else library
-    module = "diffusers" if module == "deprecated" else module
     return getattr(importlib.import_module(module), name)
-
-
-def _acceptance_checks(accept: Any) -> dict[str, Callable[[dict[str, Any]], bool]]:
-    """Named checks from a callable, a dict of callables, or a pandera schema."""
-    if accept is None:
-        return {}
-    if isinstance(accept, Mapping):
-        return dict(accept)
-    if hasattr(accept, "validate"):
-        return {getattr(accept, "name", None) or "schema": _PanderaCheck(accept)}
-    if callable(accept):
-        return {getattr(accept, "__name__", "accept"): accept}
-    raise ValueError(f"accept must be a callable, a dict of callables or a pandera schema, not {accept!r}.")
-
-
-class _PanderaCheck:
-    """Whether a record, as a one-row table, passes a pandera schema."""
-
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
-
-    def __call__(self, record: dict[str, Any]) -> bool:
-        import pandas as pd
-        import pandera.errors
-
-        try:
-            self.schema.validate(pd.DataFrame([record]))
-        except (pandera.errors.SchemaError, pandera.errors.SchemaErrors):
-            return False
-        return True
 
 
 def _check_arguments(
