@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabular_quantity import add_quantity
 from tabular_table import render
 
 from difflm.cli_files import write_atomically
@@ -69,15 +70,19 @@ def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.Data
     return tables, spec
 
 
+def rows_wanted(arguments: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> int:
+    """How many rows to sample: those to judge, and as many again for the experiment on quantity."""
+    return (arguments.rows or len(tables["train"])) * (2 if arguments.quantity else 1)
+
+
 def sample_difflm(
     prior: str, tables: dict[str, pd.DataFrame], arguments: argparse.Namespace, seed: int, folder: Path
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit a DiffLM within the budget (unless ``folder`` holds one) and sample as many rows as were trained on."""
+    """Fit a DiffLM within the budget and sample it, unless ``folder`` and the table beside it hold the results."""
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.train_difflm import fit
 
     details: dict[str, Any] = {"preset": arguments.preset, "prior": prior}
-    started = time.monotonic()
     if not (folder / "model_index.json").is_file():
         train, validation = tables["train"], tables["validation"]
         fit(
@@ -89,16 +94,26 @@ def sample_difflm(
             validation=validation,
             resume=folder.exists(),
         )
-    details["fit_seconds"] = round(time.monotonic() - started, 1)
+    # From the log: a fit that is used again, for another prior say, took as long.
+    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+    details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
+    details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
+    count = rows_wanted(arguments, tables)
+    kept = folder.with_name(f"{folder.name}-{prior}-{count}.parquet")
+    notes = kept.with_suffix(".json")
+    if kept.is_file() and notes.is_file():
+        return pd.read_parquet(kept), details | json.loads(notes.read_text(encoding="utf-8"))
     pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
-    count = arguments.rows or len(tables["train"])
     latents = None
     if prior != "diffusion":
         latents = pipe.prior_latents(prior, count, records=tables["train"], seed=seed)
     result = pipe(num_samples=count, seed=seed, latents=latents)
-    details["sample_seconds"] = round(time.monotonic() - started, 1)
-    details["validity_rate"] = float(result.valid_first_attempt)
-    return result.to_pandas(), details
+    rows = result.to_pandas()
+    sampled = {"sample_seconds": round(time.monotonic() - started, 1)}
+    sampled["validity_rate"] = float(result.valid_first_attempt)
+    write_atomically(kept, rows.to_parquet)
+    write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
+    return rows, details | sampled
 
 
 def run_baseline(
@@ -132,11 +147,14 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
             rows, details = sample_difflm(PRIORS[method], tables_given, arguments, seed, keep)
         else:
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
-            rows, details = run_baseline(model, train, spec, seed, arguments.rows or len(tables["train"]))
+            rows, details = run_baseline(model, train, spec, seed, rows_wanted(arguments, tables))
     except (BaselineUnavailableError, EvaluationError) as error:
         return entry | {"not_run": str(error)}
-    entry["sampled_rows"] = len(rows)
-    result = judge(arguments, tables, rows, spec, seed, method)
+    first = rows.head(len(rows) // 2) if arguments.quantity else rows
+    entry["sampled_rows"] = len(first)
+    result = judge(arguments, tables, first, spec, seed, method)
+    if arguments.quantity:
+        add_quantity(result, tables, rows, spec, arguments.seeds)
     entry |= result.to_dict() | {"fit": details}
     del entry["pairs"]
     if "validity_rate" in details:
@@ -205,6 +223,7 @@ def main() -> int:
     parser.add_argument("--sample-minutes", type=float, default=20.0, help="of a language baseline (default: 20)")
     parser.add_argument("--train-rows", type=int, help="fit on a subsample of so many rows (default: all)")
     parser.add_argument("--rows", type=int, help="rows to sample (default: as many as the training split)")
+    parser.add_argument("--quantity", action="store_true", help="sample twice the rows; learn from 1x, 2x, real + 1x")
     parser.add_argument("--seed", type=int, default=0, help="of fitting and sampling (default: 0)")
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
     parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+from tabular_quantity import quantity_table
+
 
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
@@ -26,6 +28,9 @@ FIGURES = {
     "copy_rate": ("copies", 4),
     "duplicate_rate": ("duplicates", 4),
     "missing_rate_error": ("missing-rate error", 2),
+    "singling_out_risk": ("singling-out risk", 3),
+    "linkability_risk": ("linkability risk", 3),
+    "inference_risk": ("inference risk", 3),
     "validity_rate": ("valid texts", 3),
 }
 RUN = ("method", "fits", "budget min", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled")
@@ -109,6 +114,7 @@ def render(folder: Path) -> str:
             cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += quantity_table(groups)
     lines += _real(folder, groups)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -122,19 +128,25 @@ def _real(folder: Path, groups: dict[tuple[str, str], list[dict[str, Any]]]) -> 
     splits = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lines = ["## Real rows: the learner's upper bound\n"]
     lines += [
-        "| table | here | published | difference | other random splits: mean ± std, range |",
-        "|---|---|---|---|---|",
+        "| table | here | published | difference | other random splits: mean ± std, range |"
+        " published settings: worst, chosen on validation, best on test |",
+        "|---|---|---|---|---|---|",
     ]
     for name, runs in rows:
         value = runs[0]["figures"]["mle"]["mean"]
         other = splits.get(name)
-        text = f"{other['mean']:.3f} ± {other['std']:.3f}, {other['min']:.3f} to {other['max']:.3f}" if other else ""
+        text = grid = ""
+        if other:
+            text = f"{other['mean']:.3f} ± {other['std']:.3f}, {other['min']:.3f} to {other['max']:.3f}"
+        if found := (other or {}).get("published_grid"):
+            grid = f"{found['worst']:.3f}, {found['chosen_on_validation']:.3f}, {found['best_on_test']:.3f}"
         cells = [
             name,
             _cell(runs, "mle", 3),
             f"{PUBLISHED_REAL[name]:.3f}",
             f"{value - PUBLISHED_REAL[name]:+.3f}",
             text,
+            grid,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     note = splits.get("note")

@@ -1,0 +1,109 @@
+"""The benchmark script: loading, one entry per method, the table made of entries."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm.training.presets import PRESETS
+from tests.conftest import tiny_preset
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tabular(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+    return importlib.import_module("tabular")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A table of the paper's layout: the class follows the number, "?" is a category, a cell is missing."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "adult"
+    folder.mkdir(parents=True)
+    for name, rows in (("train", 240), ("validation", 60), ("test", 80)):
+        number = rng.normal(size=rows).round(2)
+        table = pd.DataFrame(
+            {
+                "number": number,
+                "group": rng.choice(["?", "NA", "x"], rows),
+                "class": np.where(number + rng.normal(scale=0.3, size=rows) > 0, "yes", "no"),
+            }
+        )
+        table.loc[3, "number"] = None
+        table.to_csv(folder / f"{name}.csv", index=False)
+    spec = {"task": "binary_classification", "target": "class", "positive": "yes", "categorical": ["group", "class"]}
+    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    return tmp_path / "data"
+
+
+def run(tabular, monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["tabular.py", *map(str, arguments)])
+    return tabular.main()
+
+
+def test_methods_leave_entries_and_the_table_shows_them(tabular, data_dir, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results"
+    options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1, "--quantity"]
+    assert run(tabular, monkeypatch, *options, "--methods", "independent", "--rows", 200) == 0
+    entry = json.loads((results / "adult-independent-0.json").read_text(encoding="utf-8"))
+    assert (entry["train_rows"], entry["sampled_rows"]) == (240, 200)
+    figures = entry["figures"]
+    # Without dependence there is nothing to learn, and the real rows say so.
+    assert figures["mle_real"]["mean"] > 0.85
+    assert abs(figures["mle_2x"]["mean"] - 0.5) < 0.25
+    assert figures["shape_error"]["mean"] < 10 < figures["mle_real"]["mean"] * 100
+    assert run(tabular, monkeypatch, "--render", "--results", results) == 0
+    table = (results / "README.md").read_text(encoding="utf-8")
+    assert "| independent | 1 |" in table and "| adult | independent | 200 |" in table
+    assert run(tabular, monkeypatch, "--render", "--check", "--results", results) == 0
+    (results / "README.md").write_text(table.replace("200", "300"), encoding="utf-8")
+    assert run(tabular, monkeypatch, "--render", "--check", "--results", results) == 1
+    assert "differs from" in capsys.readouterr().out
+
+
+def test_tables_come_from_datasets_too(tabular, data_dir, tmp_path, monkeypatch):
+    # load_dataset reads a folder as it reads a repository of that layout.
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    folder = data_dir / "adult"
+    arguments = tabular.argparse.Namespace(data_dir=None, hub_dataset=str(folder), spec=str(folder / "spec.json"))
+    tables, spec = tabular.load(arguments, "adult")
+    assert {name: len(table) for name, table in tables.items()} == {"train": 240, "validation": 60, "test": 80}
+    assert spec.target == "class" and "group" in spec.categorical
+    arguments.data_dir = str(data_dir)
+    from_files, _ = tabular.load(arguments, "adult")
+    pd.testing.assert_frame_equal(tables["train"][["number"]], from_files["train"][["number"]])
+    arguments.data_dir = arguments.hub_dataset = None
+    with pytest.raises(SystemExit, match="--hub-dataset"):
+        tabular.load(arguments, "adult")
+
+
+def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, tmp_path, monkeypatch, model_folders):
+    monkeypatch.setitem(PRESETS, "tiny", tiny_preset(model_folders))
+    results, fits = tmp_path / "results", tmp_path / "fits"
+    options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1, "--fit-dir", fits]
+    options += ["--preset", "tiny"]
+    options += ["--rows", 60, "--methods", "difflm,difflm_gaussian,difflm_gmm,difflm_encode"]
+    assert run(tabular, monkeypatch, *options) == 0
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("adult-*.json"))]
+    assert {entry["fit"]["prior"] for entry in entries} == {"diffusion", "gaussian", "gmm", "encode"}
+    assert len({entry["fit"]["fit_seconds"] for entry in entries}) == 1  # one fit for all of them
+    assert all(entry["figures"]["validity_rate"]["mean"] == 1.0 for entry in entries)
+    before = (fits / "adult-0-diffusion-60.parquet").stat().st_mtime_ns
+    assert run(tabular, monkeypatch, *options[:-1], "difflm") == 0
+    assert (fits / "adult-0-diffusion-60.parquet").stat().st_mtime_ns == before
+
+
+def test_unknown_method(tabular, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(tabular, monkeypatch, "--methods", "magic")
+    assert "no method 'magic'" in capsys.readouterr().err
