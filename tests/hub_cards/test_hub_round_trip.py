@@ -1,8 +1,10 @@
 """Push and load over HTTP, in fresh processes: with difflm, without difflm, after a re-save, offline."""
 
 import json
+from pathlib import Path
 
 import pytest
+from transformers import LlamaForCausalLM
 
 
 WITH_DIFFLM = 'from difflm import DiffLMPipeline\npipe = DiffLMPipeline.from_pretrained("{repo}")'
@@ -44,16 +46,27 @@ def test_hub_pushed_pipeline_loads_with_difflm_and_then_offline(hub, run_python,
     assert hub.requests == []
 
 
-def test_hub_repo_loads_where_difflm_is_not_installed(hub, run_python, published, expected, python_without_difflm):
+def test_hub_repo_loads_where_difflm_is_not_installed(
+    hub, run_python, published, expected, python_without_difflm, tmp_path
+):
     # Of a name with a dot diffusers makes a package that Python cannot import: the code copes.
     code = """
 from transformers import AutoModel
 model = AutoModel.from_pretrained("{repo}", subfolder="autoencoder", trust_remote_code=True)
 assert model.decoder is not None and type(model).__name__ == "DiffLMModel"
 """
-    push = 'pipe.push_to_hub("user/again-v0.1", token="hf_user")'
+    # An old revision of a private repository, whose main is broken, into another cache; then pushed elsewhere.
+    secret = hub.add("user/secret", published.files, private=True)
+    options = f'trust_remote_code=True, revision="{secret.refs["main"]}", cache_dir="elsewhere"'
+    secret.commit("main", published.files | {"model_index.json": b"{}"}, "break it")
+    more = f"""
+pipe = DiffusionPipeline.from_pretrained("user/secret", {options})
+pipe.push_to_hub("user/again-v0.1")
+"""
     code = WITHOUT_DIFFLM + SAMPLE + code
-    assert records(run_python(code.format(repo="user/toys") + push, hub, python=python_without_difflm)) == expected
+    environment = {"python": python_without_difflm, "HF_TOKEN": "hf_user"}
+    assert records(run_python(code.format(repo="user/toys") + more, hub, **environment)) == expected
+    assert list(tmp_path.glob("elsewhere/models--user--secret/snapshots/*/model_index.json"))
     # What was loaded from the Hub and pushed again loads again: it carries its code.
     again = hub.repos["model", "user/again-v0.1"].files
     assert {name for name in published.files if name.endswith(".py")} == {n for n in again if n.endswith(".py")}
@@ -62,6 +75,19 @@ assert model.decoder is not None and type(model).__name__ == "DiffLMModel"
             assert again[name] == content, name
     code = code.format(repo="user/again-v0.1")
     assert records(run_python(code, hub, python=python_without_difflm, home="another")) == expected
+    # Offline, diffusers asks the Hub for the commit of a repository's code all the same, but takes the cache's folder.
+    hub.requests.clear()
+    folder = """
+from pathlib import Path
+from huggingface_hub import hf_hub_download
+folder = Path(hf_hub_download("user/again-v0.1", "model_index.json")).parent
+"""
+    code = folder + code.replace(
+        'DiffusionPipeline.from_pretrained("user/again-v0.1"', "DiffusionPipeline.from_pretrained(folder"
+    )
+    offline = {"home": "another", "HF_HUB_OFFLINE": "1"}
+    assert records(run_python(code, hub, python=python_without_difflm, **offline)) == expected
+    assert hub.requests == []
 
 
 def test_hub_code_does_not_run_without_trust(hub, run_python, published, tmp_path):
@@ -88,3 +114,49 @@ AutoModel.from_pretrained("user/poisoned", subfolder="autoencoder")
     code = 'from diffusers import DiffusionPipeline as P\nP.from_pretrained("user/poisoned", trust_remote_code=True)'
     run_python(code, hub)
     assert trace.read_text() == "ran"
+
+
+REFUSALS = """
+from diffusers import DiffusionPipeline
+
+for name in {names}:
+    try:
+        DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
+        print("SAID", name, "loaded")
+    except Exception as error:
+        print("SAID", name, type(error).__name__, " ".join(str(error).split()))
+"""
+
+
+def test_hub_bad_repos_are_refused_where_difflm_is_not_installed(
+    hub, run_python, published, model_folders, python_without_difflm, tmp_path
+):
+    def edited(name, **changes):
+        return published.files | {name: json.dumps(json.loads(published.files[name]) | changes).encode()}
+
+    decoder = Path(model_folders["decoder"])
+    other = LlamaForCausalLM.from_pretrained(decoder)
+    other.get_input_embeddings().weight.data.add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    hub.add("meta/gated", {path.name: path.read_bytes() for path in decoder.iterdir()}, gated=True)
+    weights, denoiser = "autoencoder/model.safetensors", "denoiser/diffusion_pytorch_model.safetensors"
+    whole, cut = published.files[denoiser], published.files[weights][:-16]
+    config = "autoencoder/config.json"
+    bad = {
+        "no-index": ({n: c for n, c in published.files.items() if n != "model_index.json"}, "model_index.json"),
+        "cut": (published.files | {weights: cut}, "autoencoder: the weights cannot be read"),
+        "altered": (published.files | {denoiser: whole[:-1] + bytes([whole[-1] ^ 1])}, "its SHA-256 differs"),
+        "newer": (edited("model_index.json", _difflm_layout=2), "layout version 2"),
+        "newer-model": (edited(config, format_version=99), "format version 99"),
+        "decoder": (edited(config, decoder_name_or_path=str(tmp_path / "other")), "not the one this checkpoint was"),
+        "gated-decoder": (edited(config, decoder_name_or_path="meta/gated"), "meta/gated"),
+    }
+    for name, (files, _) in bad.items():
+        hub.add(f"bad/{name}", files)
+    names = [*(f"bad/{name}" for name in bad), "bad/no/name"]
+    done = run_python(REFUSALS.format(names=names), hub, python=python_without_difflm)
+    said = dict(line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("SAID "))
+    assert list(said) == names, done.stderr[-3000:]
+    for name, (_, message) in bad.items():
+        assert message in said[f"bad/{name}"], said[f"bad/{name}"]
+    assert "neither a valid local path nor a valid repo id" in said["bad/no/name"]
