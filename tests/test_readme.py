@@ -1,5 +1,6 @@
 """The README's code and commands, and the examples, run: with tiny models instead of the default ones."""
 
+import json
 import re
 import runpy
 import shlex
@@ -77,7 +78,7 @@ def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
 
 def test_commands_are_accepted():
     found = commands("difflm")
-    assert [words[1] for words in found] == ["fit", "sample", "sample", "info", "card", "push", "space"]
+    assert [words[1] for words in found] == ["fit", "sample", "sample", "info", "card", "push", "space", "evaluate"]
     for words in found:
         cli_parser.build_parser().parse_args(words[1:])
 
@@ -103,6 +104,15 @@ def test_presets_and_extras_are_all_named():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_measured_figures_are_those_of_the_benchmark():
+    entry = json.loads((ROOT / "examples/benchmarks/results/adult-difflm-0.json").read_text(encoding="utf-8"))
+    mean = {name: figure["mean"] for name, figure in entry["figures"].items()}
+    row = f"{mean['shape_error']:.2f} % | {mean['trend_error']:.2f} % | {mean['mle']:.3f} | {mean['detection_auc']:.3f}"
+    assert f"| DiffLM, SmolLM2-135M | {row} |" in README
+    assert f"{entry['train_rows']:,} training rows" in README and f"{entry['sampled_rows']:,} rows sampled" in README
+    assert entry["budget_minutes"] == 45
 
 
 def test_fit_and_sample_example(tiny_fit, tmp_path, monkeypatch, capsys):
