@@ -18,8 +18,9 @@ def says(texts, tokenizer):
     """A ``generate`` that goes on with these texts in turn, whatever it is given."""
 
     def generate(input_ids, **options):
-        said = tokenizer([texts[place % len(texts)] for place in range(len(input_ids))], padding=True)["input_ids"]
-        return torch.cat([input_ids, torch.tensor(said)], dim=1)
+        said = [texts[place % len(texts)] for place in range(len(input_ids))]
+        width = max(map(len, said))
+        return torch.cat([input_ids, torch.tensor(tokenizer([one.ljust(width) for one in said])["input_ids"])], dim=1)
 
     return generate
 
@@ -48,9 +49,11 @@ def test_a_fit_learns(name, small_table, spec, model_folders, monkeypatch):
     monkeypatch.setattr(baseline, "epochs", 10, raising=False)
     monkeypatch.setattr(baseline, "max_epochs", 10, raising=False)
     monkeypatch.setattr(baseline, "learning_rate", 1e-2)
+    # Small matrices are not faster in bf16, and each shape is compiled.
+    monkeypatch.setattr(baseline, "_bf16", False)
     model = baseline(None, decoder=model_folders["decoder"]).fit(small_table, spec)
     first, last = model.details["losses"]
-    assert model.details["epochs"] == 10 and last < 0.8 * first
+    assert model.details["epochs"] == 10 and last < first - 0.3
 
 
 def test_great_rows(small_table, spec, model_folders):

@@ -208,7 +208,8 @@ class GReaT(_LanguageBaseline):
         from transformers import TrainerCallback
 
         # Whole numbers are written without ".0", also in columns with missing cells.
-        rows = self.table.convert_dtypes(convert_string=False, convert_boolean=False)
+        numbers = self.table.select_dtypes("number").convert_dtypes()
+        rows = self.table.assign(**{name: numbers[name] for name in numbers})
         steps = self.epochs * -(-len(rows) // self.batch_size)
         schedule = _Schedule(self.learning_rate, self._deadline(), steps)
 
@@ -234,6 +235,11 @@ class GReaT(_LanguageBaseline):
 
         with tempfile.TemporaryDirectory() as folder:
             model, tokenizer = self._load("float32")
+            if "<|endoftext|>" in tokenizer.get_vocab():
+                # The only token that be-great takes out of what was written.
+                tokenizer.pad_token = tokenizer.eos_token = "<|endoftext|>"
+                model.generation_config.eos_token_id = tokenizer.eos_token_id
+                model.generation_config.pad_token_id = tokenizer.pad_token_id
             # be-great loads its model by path, and the decoder may be a package's GGUF file.
             source = Path(folder) / "decoder"
             model.save_pretrained(source)
@@ -255,7 +261,8 @@ class GReaT(_LanguageBaseline):
             )
             target = self.spec.target if self.spec.task == "classification" else None
             if target is None or rows[target].isna().any():
-                target = rows.columns[rows.notna().all()][-1] if rows.notna().all().any() else None
+                complete = [name for name in rows.columns if rows[name].notna().all()]
+                target = complete[-1] if complete else None
             original = library.GReaTTrainer
             library.GReaTTrainer = LimitedTrainer
             try:
