@@ -109,10 +109,11 @@ class AutoencoderTrainer(Trainer):
     def _table_tokens(self) -> list[int] | None:
         model: Any = self.accelerator.unwrap_model(self.model)
         limit = self._vocab_size // 4 - self.args.num_sampled_tokens
-        usable = isinstance(self.train_dataset, RecordDataset) and has_plain_head(model.decoder)
+        dataset: Any = self.train_dataset
+        usable = isinstance(dataset, RecordDataset) and has_plain_head(model.decoder)
         if not self.args.num_sampled_tokens or limit < 1 or not usable:
             return None
-        return self.train_dataset.vocabulary(limit)
+        return dataset.vocabulary(limit)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
