@@ -242,7 +242,7 @@ class App:
 
     def drag(self, state: dict[str, Any] | None, ends: str) -> tuple[Any, ...]:
         """A drag across the map, as pixels of both ends: walk between the latents nearest to them."""
-        x, y, to_x, to_y = json.loads(ends)[:4]
+        x, y, to_x, to_y = json.loads(ends)
         return self._decode(state, [self._nearest(state, x, y), self._nearest(state, to_x, to_y)])
 
     @staticmethod
@@ -313,12 +313,15 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
                     format="png",
                     buttons=["download"],
                 )
-                drag = gr.Textbox(visible="hidden", elem_id="drag")
+                # Pressed by latent_map.js, which also says from where to where.
+                drag = gr.Button(visible="hidden", elem_id="drag")
+                ends = gr.Textbox(visible=False)
                 walk = gr.Dataframe(label="Decoded", interactive=False, elem_id="walk")
         outputs = [note, table, csv, parquet, image, plots, state, walk]
         button.click(app.sample, [rows, seed, temperature, guidance, *controls], outputs, api_name="sample")
         image.select(app.choose, [state], [image, walk, state], api_visibility="private")
-        drag.input(app.drag, [state, drag], [image, walk, state], api_visibility="private")
+        from_page = "(state, ends) => [state, JSON.stringify(window.difflmDrag)]"
+        drag.click(app.drag, [state, ends], [image, walk, state], js=from_page, api_visibility="private")
     return blocks
 
 

@@ -1,5 +1,5 @@
 () => {
-  // Gradio's image reports clicks only: a drag goes to Python through a hidden box, in pixels of the picture.
+  // Gradio's image reports clicks only: a drag is left in difflmDrag, in pixels of the picture, for a hidden button.
   const CLICK = 8; // screen pixels: a shorter drag is a click
   let start = null;
 
@@ -47,13 +47,10 @@
     stop();
     if (Math.hypot(event.clientX - x, event.clientY - y) < CLICK) return;
     // The click that browsers make of a press and a release on the same element would choose the end alone.
-    const swallow = (click) => click.stopPropagation();
-    document.addEventListener("click", swallow, { capture: true, once: true });
+    const swallow = (click) => click.isTrusted && click.stopPropagation();
+    document.addEventListener("click", swallow, { capture: true });
     setTimeout(() => document.removeEventListener("click", swallow, { capture: true }), 50);
-    const box = document.querySelector("#drag textarea, #drag input");
-    const ends = [...inPicture(image, x, y), ...inPicture(image, event.clientX, event.clientY)];
-    // The time makes the same drag again another text.
-    box.value = JSON.stringify([...ends, event.timeStamp]);
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    window.difflmDrag = [...inPicture(image, x, y), ...inPicture(image, event.clientX, event.clientY)];
+    document.querySelector("#drag").click();
   });
 }

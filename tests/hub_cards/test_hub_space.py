@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -162,14 +164,22 @@ def test_hub_space_fixes_columns_and_explains_bad_input(page, tmp_path):
 def test_hub_space_decodes_the_latent_map(page):
     sample(page, 8)
     wait_for(lambda: "8 records" in note(page), "8 records")
+    # The plots push the map down when they come.
+    wait_for(lambda: page.find_element(By.CSS_SELECTOR, "#plots img").is_displayed(), "the plots")
     picture = wait_for(lambda: page.find_element(By.CSS_SELECTOR, "#latent-map img"), "the map")
-    clicks = webdriver.ActionChains(page)
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-    clicks.move_to_element_with_offset(picture, -80, 0).click().perform()
-    wait_for(lambda: decoded(page) == 1, "one decoded record")
+    pointer(page).click_and_hold().move_by_offset(100, 30).move_by_offset(100, 30).release().perform()
+    wait_for(lambda: decoded(page) == 6, "the walk of six records along a drag")
+    pointer(page).click().perform()
+    wait_for(lambda: decoded(page) == 1, "the record of a click")
+    pointer(page).move_by_offset(200, 60).click().perform()
+    wait_for(lambda: decoded(page) == 6, "the walk of six records between two clicks")
+
+
+def pointer(page: Any) -> Any:
+    """The mouse, left of the middle of the map, which is drawn anew by every choice."""
     picture = page.find_element(By.CSS_SELECTOR, "#latent-map img")
-    webdriver.ActionChains(page).move_to_element_with_offset(picture, 120, 60).click().perform()
-    wait_for(lambda: decoded(page) == 6, "the walk of six records")
+    return webdriver.ActionChains(page).move_to_element_with_offset(picture, -80, 0)
 
 
 def decoded(page: Any) -> int:
@@ -184,3 +194,15 @@ def test_hub_space_fits_a_phone(page):
     sample(page, 5)
     wait_for(lambda: "5 records" in note(page), "5 records")
     assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+
+
+def test_hub_space_is_photographed(space, tmp_path):
+    script = Path(__file__).resolve().parents[2] / "examples" / "published" / "screenshots.py"
+    specification = importlib.util.spec_from_file_location("screenshots", script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    taken = module.photograph(space, tmp_path, rows=12)
+    widths = [Image.open(path).size[0] for path in taken]
+    assert [path.name for path in taken] == ["space-1280.png", "space-390.png"] and widths == [1280, 390]
+    # The whole page, with the table below the map, not what fits a screen.
+    assert all(Image.open(path).size[1] > 1200 for path in taken)
