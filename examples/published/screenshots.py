@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 WIDTHS = (1280, 390)
 PORT = 7861
 PATIENCE = 300.0
+WALK_STEPS = 6
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -68,12 +69,18 @@ def photograph(url: str, target: Path, rows: int = 24) -> list[Path]:
             wait_for(lambda: page.find_element(By.CSS_SELECTOR, "#plots img").is_displayed(), "the plots")
             image = wait_for(lambda: page.find_element(By.CSS_SELECTOR, "#latent-map img"), "the map")
             page.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
-            before = page.find_element(By.ID, "walk").text
+            before = len(page.find_element(By.ID, "walk").text.splitlines())
             mouse = webdriver.ActionChains(page).move_to_element_with_offset(image, -width // 10, 20)
             mouse.click_and_hold().move_by_offset(width // 20, -10).move_by_offset(
                 width // 20, -20
             ).release().perform()
-            wait_for(lambda known=before: page.find_element(By.ID, "walk").text != known, "the walk")
+            wait_for(
+                lambda known=before: (
+                    len(page.find_element(By.ID, "walk").text.splitlines()) >= known + WALK_STEPS
+                    and "processing" not in page.find_element(By.ID, "layout").text
+                ),
+                "the walk",
+            )
             page.execute_script("window.scrollTo(0, 0)")
             time.sleep(1)  # fonts and the redrawn map
             size = page.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
