@@ -102,7 +102,7 @@ def write_dataset(
         See [`dataset_card`]; nothing is written then.
     """
     check_repo_id(repo_id)
-    names = {"model_id": model_id or repo_id, "license": license, "dataset": dataset}
+    names: dict[str, Any] = {"model_id": model_id or repo_id, "license": license, "dataset": dataset}
     card = str(dataset_card(folder, shards, repo_id=repo_id, **names))
     _, paths = read_run(shards)
     target = Path(target)
