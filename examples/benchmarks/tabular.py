@@ -142,6 +142,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         train = train.sample(arguments.train_rows, random_state=seed).reset_index(drop=True)
     entry: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed, "train_rows": len(train)}
     entry["budget_minutes"] = arguments.budget_minutes
+    model: Baseline | None = None
     try:
         if method in PRIORS:
             keep = Path(arguments.fit_dir or tempfile.mkdtemp(prefix="difflm-")) / f"{dataset}-{seed}"
@@ -151,7 +152,8 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
             rows, details = run_baseline(model, train, spec, seed, rows_wanted(arguments, tables))
     except (BaselineUnavailableError, EvaluationError) as error:
-        return entry | {"not_run": str(error)}
+        # How far it came: a model that wrote no record was fitted all the same.
+        return entry | {"not_run": str(error), "fit": model.details if model else {}}
     first = rows.head(len(rows) // 2) if arguments.quantity else rows
     entry["sampled_rows"] = len(first)
     result = judge(arguments, tables, first, spec, seed, method)

@@ -1,6 +1,6 @@
 """Baselines, the results table, and the command that evaluates."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -155,12 +155,11 @@ def test_a_missing_package_is_named():
         module.require("nothing_at_all", "nothing-at-all")
 
 
-@pytest.fixture(scope="module")
-def renderer():
-    spec = importlib.util.spec_from_file_location("tabular_table", ROOT / "examples/benchmarks/tabular_table.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+@pytest.fixture
+def renderer(monkeypatch):
+    # A script finds the files beside it.
+    monkeypatch.syspath_prepend(ROOT / "examples/benchmarks")
+    return importlib.import_module("tabular_table")
 
 
 def test_the_committed_table_comes_from_its_figures(renderer):

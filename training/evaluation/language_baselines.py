@@ -6,6 +6,7 @@ them, as DiffLM does, so that what differs is the method.
 
 import contextlib
 import io
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -97,6 +98,10 @@ class _LanguageBaseline(Baseline):
 
         return RecordSchema.infer(self.table, record_format=record_format)
 
+    def _read(self, line: str) -> dict[str, Any]:
+        """Read a record, or raise a ValueError."""
+        return self._records.parse(line)
+
     def _portions(self, write: Callable[[], tuple[int, list[Any]]], num_samples: int) -> list[Any]:
         """Write until there are enough rows or time is over; note the texts written and the share that were rows.
 
@@ -133,8 +138,6 @@ class _LanguageBaseline(Baseline):
         """Let a model go on with prompts, several times with each, and keep the lines that are records."""
         import torch
 
-        from difflm.pipelines.records import RecordParseError
-
         torch.manual_seed(self.seed)
         model.eval()
         # A record is one line: what comes after it is not worth its time.
@@ -160,8 +163,8 @@ class _LanguageBaseline(Baseline):
             texts = tokenizer.batch_decode(tokens[:, start:], skip_special_tokens=True)
             records = []
             for text in texts:
-                with contextlib.suppress(RecordParseError):
-                    records.append(self._records.parse(text.strip().partition("\n")[0]))
+                with contextlib.suppress(ValueError):
+                    records.append(self._read(text.strip().partition("\n")[0]))
             return len(texts), records
 
         return self._records.to_pandas(self._portions(write, num_samples))
@@ -315,7 +318,10 @@ class GReaT(_LanguageBaseline):
 
 
 class InContext(_LanguageBaseline):
-    """Five training records as examples in a chat's prompt, drawn anew for every eight texts; nothing is trained."""
+    """Five training records as examples in the prompt, drawn anew for every eight texts; nothing is trained.
+
+    The prompt is plain text: in its chat template this decoder wrote no record at all. The temperature is GReaT's.
+    """
 
     name = "icl"
     shots = 5
@@ -324,6 +330,13 @@ class InContext(_LanguageBaseline):
     def _fit(self) -> None:
         self._records = self._record_schema("json")
         self._lines = [self._records.serialize(record) for record in self._records.to_records(self.table)]
+
+    def _read(self, line: str) -> dict[str, Any]:
+        # Any order of the keys and any number of decimals: nobody taught this model the table's own.
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+        return self._records.normalize(record)
 
     def sample(self, num_samples: int) -> pd.DataFrame:
         """Draw rows; texts that are no record are dropped and counted."""
@@ -346,6 +359,7 @@ class InContext(_LanguageBaseline):
             num_samples,
             max_new_tokens=longest + 16,
             continuations=self.continuations,
+            temperature=0.7,
         )
 
 
