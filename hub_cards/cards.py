@@ -37,7 +37,14 @@ FIGURES = {
     "shape_error": ("Column shape error", "%, 0 is best"),
     "trend_error": ("Column pair trend error", "%, 0 is best"),
     "mle": ("Machine-learning efficiency", "AUC or RMSE on real test records"),
-    "detection_auc": ("Real-or-synthetic detector", "ROC AUC, 0.5 is best"),
+    "missing_rate_error": ("Missing-rate error", "points, 0 is best"),
+    "fitting_rate": ("Rows within the training table's values", "share of rows"),
+    "alpha_precision": ("Alpha-precision", "more is better"),
+    "beta_recall": ("Beta-recall", "more is better"),
+    "detection_auc": ("Real-or-synthetic detector, XGBoost", "ROC AUC, 0.5 is best"),
+    "detection_score": ("Score of that detector", "1 is best"),
+    "detection_auc_logistic": ("Real-or-synthetic detector, logistic regression", "ROC AUC, 0.5 is best"),
+    "detection_score_logistic": ("Score of that detector", "1 is best"),
     "dcr_share": ("Nearer to training than to held-out records", "% of rows, 50 is best"),
     "copy_rate": ("Copies of training records", "share of rows"),
     "duplicate_rate": ("Duplicates among themselves", "share of rows"),
@@ -310,6 +317,8 @@ def _training_rows(
     rows += [(title, form.format(_number(log[key]))) for key, title, form in logged if _is_number(log.get(key))]
     if _is_number(log.get("fit_seconds")):
         rows.append(("Time to fit", f"{log['fit_seconds'] / 60:.1f} minutes"))
+    if isinstance(log.get("hardware"), str):
+        rows.append(("Hardware", log["hardware"]))
     return [(name, _escape(value)) for name, value in rows]
 
 

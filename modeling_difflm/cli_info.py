@@ -21,6 +21,7 @@ AUTOENCODER_KEYS = (
 DENOISER_KEYS = ("hidden_size", "num_blocks", "class_names")
 TRAINING_KEYS = (
     "fit_seconds",
+    "hardware",
     "rows",
     "rows_seen",
     "reconstruction_own_latent",

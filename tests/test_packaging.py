@@ -122,10 +122,13 @@ def test_siblings_of_the_published_pipeline_import_none_of_ours():
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_nothing_is_pickled(path):
-    wrong = {name for name in imports(path) if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "joblib"}}
-    assert not wrong
+    found = imports(path)
+    # joblib's settings are no harm: ctgan encodes columns by it.
+    assert not {name for name in found if name.split(".")[0] in {"pickle", "dill", "cloudpickle"}}
+    assert not {"joblib.dump", "joblib.load"} & found
     calls = {ast.unparse(node.func) for node in nodes(path, ast.Call)}
-    assert not {"torch.save", "torch.load", "np.load"} & calls, "weights are safetensors, all else JSON or text"
+    picklers = {"torch.save", "torch.load", "np.load", "joblib.dump", "joblib.load"}
+    assert not picklers & calls, "weights are safetensors, all else JSON or text"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

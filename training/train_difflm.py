@@ -29,7 +29,7 @@ from difflm.training.latents import LatentDataset
 from difflm.training.presets import Preset
 from difflm.training.progress import no_file_bars
 from difflm.training.record_dataset import RecordDataset
-from difflm.training.stages import fit_autoencoder, load_model, read_data, resolve_settings, split_records
+from difflm.training.stages import fit_autoencoder, hardware, load_model, read_data, resolve_settings, split_records
 
 
 logger = logging.getLogger(__name__)
@@ -213,6 +213,7 @@ def fit(
         "denoiser_seconds": result.seconds,
         "denoiser_stop_reason": result.stop_reason,
     }
+    log["hardware"] = hardware(model.device)
     log["fit_seconds"] = log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds
 
     pipeline = DiffLMPipeline(

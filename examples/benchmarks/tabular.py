@@ -97,6 +97,8 @@ def sample_difflm(
     # From the log: a fit that is used again, for another prior say, took as long.
     log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
     details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
+    if "hardware" in log:
+        details["hardware"] = log["hardware"]
     details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
     count = rows_wanted(arguments, tables)
     kept = folder.with_name(f"{folder.name}-{prior}-{count}.parquet")

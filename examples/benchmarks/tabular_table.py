@@ -33,7 +33,7 @@ FIGURES = {
     "inference_risk": ("inference risk", 3),
     "validity_rate": ("valid texts", 3),
 }
-RUN = ("method", "fits", "budget min", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled")
+RUN = ("method", "fits", "budget min", "hardware", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled")
 PUBLISHED_REAL = {"adult": 0.927, "default": 0.770, "magic": 0.946, "shoppers": 0.926, "beijing": 0.423}
 INTRODUCTION = """# Synthetic tables, measured
 
@@ -74,6 +74,16 @@ def _sampled(run: dict[str, Any]) -> int | None:
     return run.get("sampled_rows", run.get("details", {}).get("rows", {}).get("synthetic"))
 
 
+def _hardware(run: dict[str, Any]) -> str:
+    """What the fit ran on: a fit that is used again may have been made on something else than it is judged on."""
+    if "hardware" in run["fit"]:
+        return str(run["fit"]["hardware"])
+    machine, threads = run["hardware"], run["hardware"]["torch_threads"]
+    if machine["device"] != "CPU":
+        return str(machine["device"])
+    return f"{machine['machine']} CPU, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def _average(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     values = [run["fit"][name] for run in runs if name in run["fit"]]
     return f"{mean(values):.{digits}f}" if values else ""
@@ -105,6 +115,7 @@ def render(folder: Path) -> str:
                 method,
                 str(len(runs)),
                 _either(runs[0].get("budget_minutes")),
+                ", ".join(dict.fromkeys(map(_hardware, runs))),
                 f"{runs[0]['train_rows']:,}",
                 f"{mean(run['fit']['fit_seconds'] for run in runs):.0f}",
                 _average(runs, "fit_cpu_seconds", 0),

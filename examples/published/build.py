@@ -25,6 +25,7 @@ from difflm.training.evaluation.tables import TableSpec
 HERE = Path(__file__).resolve().parent
 # All that a card is rendered from.
 READ = ("model_index.json", "training_log.json", "evaluation.json", "autoencoder/config.json", "denoiser/config.json")
+CODE = ("app.py", "latent_map.js")
 
 
 def build_cards(
@@ -38,6 +39,8 @@ def build_cards(
     card = model_card(target / "model", repo_id=repo_id, license=license, dataset=dataset)
     (target / "model" / "README.md").write_text(str(card), encoding="utf-8")
     write_space(fitted, repo_id, target / "space")
+    for name in CODE:
+        (target / "space" / name).unlink()
 
 
 def build_dataset(

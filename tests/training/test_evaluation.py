@@ -164,6 +164,12 @@ def test_detection(spec, classifier):
         detection(real, real.head(4), spec, classifier=classifier)
 
 
+@pytest.mark.parametrize("classifier", ["xgboost", "logistic"])
+def test_the_order_of_rows_tells_a_detector_nothing(spec, classifier):
+    real = table(600).sort_values("x", ignore_index=True)
+    assert abs(detection(real, table(600, seed=1), spec, classifier=classifier).auc - 0.5) < 0.1
+
+
 def test_only_a_strong_detector_sees_lost_dependence(spec):
     real = table(600)
     shuffled = pd.DataFrame({name: real[name].sample(frac=1, random_state=i).array for i, name in enumerate(real)})

@@ -42,6 +42,7 @@ def test_what_a_fit_leaves(fitted, small_table):
     assert (log["rows"], log["validation_rows"]) == (54, 6)
     assert log["rows_seen"] == log["autoencoder_steps"] * 8
     assert log["reconstruction_own_latent"] > 0
+    assert log["hardware"].endswith((f" CPU, {torch.get_num_threads()} threads", " CPU, 1 thread"))
     assert log["autoencoder_history"][-1]["eval_reconstruction"] == pytest.approx(log["reconstruction_own_latent"])
     assert {"step", "train_loss", "validation_loss"} <= set(log["denoiser_history"][-1])
     latents = load_file(folder / "latents.safetensors")

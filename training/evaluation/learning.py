@@ -288,7 +288,10 @@ def detection(
     rows = min(max_rows, *map(len, tables))
     if rows < FOLDS:
         raise EvaluationError(f"detection needs at least {FOLDS} rows of each table, got {rows}")
-    pooled = pd.concat([table.sample(rows, random_state=seed) for table in tables], ignore_index=True)
+    # Not the folds' seed: shuffled twice by the same permutation, a sorted table would be cut into blocks again.
+    generators = [np.random.RandomState([seed, place]) for place in range(2)]
+    chosen = [table.sample(rows, random_state=rng) for table, rng in zip(tables, generators, strict=True)]
+    pooled = pd.concat(chosen, ignore_index=True)
     truth = np.repeat([1, 0], rows)
     if classifier == "xgboost":
         (pooled,) = with_categories(pooled, spec=spec)
