@@ -116,6 +116,9 @@ class DiffLMConfig(PreTrainedConfig):
         Nats per latent dimension below which the KL is not penalised.
     initial_log_variance : float, default -3.0
         Bias of the posterior's log-variance head.
+    num_numerical_columns : int, default 0
+        Columns whose numbers the posterior reads beside the encoder's output (see [`NumericalFeatures`]).
+    numerical_feature_size : int, default 256
     """
 
     model_type = "difflm"
@@ -148,6 +151,8 @@ class DiffLMConfig(PreTrainedConfig):
     embedding_std: float = 1.0
     free_bits: float = 0.0
     initial_log_variance: float = -3.0
+    num_numerical_columns: int = 0
+    numerical_feature_size: int = 256
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -328,6 +333,48 @@ class AttentionPooling(nn.Module):
         return (scores.softmax(dim=-1) @ hidden).flatten(1)
 
 
+class NumericalFeatures(nn.Module):
+    """A record's numbers as features of the posterior: ``[B, columns]`` -> ``[B, size]``.
+
+    A text encoder needs thousands of records to learn what the digits of a number are worth; the paper's has 200
+    epochs for it. Here each number's place in its column's range and its rank among the training rows are given as
+    waves of rising frequency (Fourier features, arXiv 2006.10739). Missing numbers, NaN, are zeros and a flag.
+    """
+
+    num_frequencies = 8
+    num_quantiles = 129
+
+    def __init__(self, num_columns: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("quantiles", torch.linspace(0, 1, self.num_quantiles).repeat(num_columns, 1))
+        width = num_columns * (2 * (1 + 2 * self.num_frequencies) + 1)
+        self.project = nn.Sequential(nn.Linear(width, size), nn.GELU(), nn.Linear(size, size))
+
+    @torch.no_grad()
+    def fit(self, values: Tensor) -> None:
+        """Take the quantiles of ``[rows, columns]`` places (of the first million rows)."""
+        shares = torch.linspace(0, 1, self.num_quantiles)
+        for place, column in enumerate(values[:1_000_000].T.cpu()):
+            if len(known := column[~column.isnan()]):
+                self.quantiles[place] = torch.quantile(known, shares)
+
+    def ranks(self, values: Tensor) -> Tensor:
+        """Share of the training rows below each value, ``[B, columns]``, linear between quantiles."""
+        below = torch.searchsorted(self.quantiles, values.T.contiguous(), right=True).clamp(1, self.num_quantiles - 1)
+        low, high = self.quantiles.gather(1, below - 1), self.quantiles.gather(1, below)
+        share = ((values.T - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+        return ((below - 1 + share) / (self.num_quantiles - 1)).T
+
+    def forward(self, values: Tensor) -> Tensor:
+        missing = values.isnan()
+        values = values.masked_fill(missing, 0.0)
+        places = torch.stack([values, self.ranks(values)], dim=-1)[..., None]
+        angles = places * (math.pi * 2.0 ** torch.arange(self.num_frequencies, device=values.device))
+        waves = torch.cat([2 * places - 1, angles.sin(), angles.cos()], dim=-1).flatten(2)
+        waves = waves.masked_fill(missing[..., None], 0.0)
+        return self.project(torch.cat([waves, missing[..., None].to(waves)], dim=-1).flatten(1))
+
+
 class KVMemoryInjector(nn.Module):
     """Latent -> keys and values of a few memory tokens in every layer ("KV memory", paper section 3.4).
 
@@ -439,6 +486,9 @@ class DiffLMModel(PreTrainedModel):
         hidden = self.encoder.config.hidden_size
         self.pooling = AttentionPooling(hidden, config.num_pooling_queries) if config.pooling == "attention" else None
         width = hidden * (config.num_pooling_queries if config.pooling == "attention" else 1)
+        columns = config.num_numerical_columns
+        self.numerical_features = NumericalFeatures(columns, config.numerical_feature_size) if columns else None
+        width += config.numerical_feature_size if columns else 0
         self.posterior_norm = nn.LayerNorm(width)
         self.posterior_mean = nn.Linear(width, config.latent_size)
         self.posterior_log_variance = nn.Linear(width, config.latent_size)
@@ -598,8 +648,12 @@ class DiffLMModel(PreTrainedModel):
             raise RuntimeError("This DiffLMModel has no decoder: load it with from_pretrained or attach_decoder.")
         return self.decoder
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Posterior:
-        """Encode tokenised records (the encoder's tokenizer), ``[batch, tokens]`` each, to posteriors."""
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, numerical_values: Tensor | None = None) -> Posterior:
+        """Encode records, tokenised by the encoder's tokenizer (``[batch, tokens]`` each), to posteriors.
+
+        A model with numerical columns also needs ``numerical_values``: the numbers' places in their columns' ranges,
+        0 to 1, ``[batch, num_numerical_columns]``, NaN where missing.
+        """
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.encoder_autocast):
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = hidden.float()
@@ -610,6 +664,13 @@ class DiffLMModel(PreTrainedModel):
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         else:
             pooled = hidden[:, 0]
+        if self.numerical_features is not None:
+            if numerical_values is None or numerical_values.shape[1] != self.config.num_numerical_columns:
+                raise ValueError(
+                    f"This model reads {self.config.num_numerical_columns} numbers of a record beside its text: pass "
+                    "numerical_values=, or encode records with DiffLMPipeline.encode."
+                )
+            pooled = torch.cat([pooled, self.numerical_features(numerical_values.to(pooled))], dim=1)
         pooled = self.posterior_norm(pooled)
         return Posterior(self.posterior_mean(pooled), self.posterior_log_variance(pooled).clamp(-12.0, 4.0))
 
@@ -672,6 +733,7 @@ class DiffLMModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        numerical_values: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
         candidates: CandidateTokens | None = None,
@@ -685,6 +747,8 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, tokens]``, the encoder's view of the records.
         labels : Tensor
             ``[batch, tokens]``, see [`~DiffLMModel.reconstruction`].
+        numerical_values : Tensor, optional
+            See [`~DiffLMModel.encode`].
         beta : float, default 0.0
             Weight of the KL.
         generator : torch.Generator, optional
@@ -692,7 +756,7 @@ class DiffLMModel(PreTrainedModel):
         candidates : CandidateTokens, optional
             See [`~DiffLMModel.reconstruction`].
         """
-        posterior = self.encode(input_ids, attention_mask)
+        posterior = self.encode(input_ids, attention_mask, numerical_values)
         latents = posterior.sample(generator) if self.training else posterior.mean
         record_losses = self.reconstruction(latents, labels, candidates)
         reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()

@@ -21,26 +21,34 @@ class RecordEditingMixin:
         records : list of dict, DataFrame or Dataset
         batch_size : int, default 64
         """
-        texts = [self.schema.serialize(record) for record in self.schema.to_records(records)]
-        if not texts:
+        records = self.schema.to_records(records)
+        if not records:
             raise ValueError("There are no records to encode.")
-        return self._encode_texts(texts, batch_size)
+        return self._encode_records(records, batch_size)
 
-    def _encode_texts(
-        self: Any, texts: Sequence[str], batch_size: int = 64, generator: torch.Generator | None = None
+    def _encode_records(
+        self: Any,
+        records: Sequence[Mapping[str, Any]],
+        batch_size: int = 64,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Posterior means, or with a generator a sample of each posterior."""
+        """Posterior means of normalised records, or with a generator a sample of each posterior."""
         limit = min(self.encoder_tokenizer.model_max_length, 512)
         means = []
-        for start in range(0, len(texts), batch_size):
+        for start in range(0, len(records), batch_size):
+            chosen = records[start : start + batch_size]
             batch = self.encoder_tokenizer(
-                list(texts[start : start + batch_size]),
+                [self.schema.serialize(record) for record in chosen],
                 padding=True,
                 truncation=True,
                 max_length=limit,
                 return_tensors="pt",
             ).to(self.autoencoder.device)
-            posterior = self.autoencoder.encode(batch["input_ids"], batch["attention_mask"])
+            numbers = None
+            if self.autoencoder.config.num_numerical_columns:
+                numbers = torch.tensor([self.schema.numerical_values(record) for record in chosen])
+                numbers = numbers.to(self.autoencoder.device)
+            posterior = self.autoencoder.encode(batch["input_ids"], batch["attention_mask"], numbers)
             means.append(posterior.mean if generator is None else posterior.sample(generator))
         return torch.cat(means)
 
@@ -132,10 +140,10 @@ class RecordEditingMixin:
         if not records:
             raise ValueError("There are no records to impute.")
         known = [self._given_cells(row, record) for row, record in enumerate(records)]
-        texts = [self.schema.serialize(self._typical_values() | cells) for cells in known]
+        filled = [self.schema.normalize(self._typical_values() | cells) for cells in known]
         seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
         labels = self.condition_encoder.partial_labels(known) if self.condition_encoder.classes else None
-        latents = self._noised_and_denoised(self._encode_texts(texts), strength, seed, kwargs, labels)
+        latents = self._noised_and_denoised(self._encode_records(filled), strength, seed, kwargs, labels)
         return self(len(latents), latents=latents, given=known, seed=seed, **kwargs)
 
     @torch.no_grad()
@@ -168,13 +176,13 @@ class RecordEditingMixin:
             return torch.randn(num_samples, self.denoiser.config.latent_size, generator=generator)
         if records is None:
             raise ValueError(f"prior={prior!r} needs records=, rows of the training table.")
-        texts = [self.schema.serialize(record) for record in self.schema.to_records(records)]
+        records = self.schema.to_records(records)
         if prior == "encode":
-            chosen = torch.randint(len(texts), (num_samples,), generator=generator)
-            return self._encode_texts([texts[index] for index in chosen], generator=generator).cpu()
+            chosen = torch.randint(len(records), (num_samples,), generator=generator)
+            return self._encode_records([records[index] for index in chosen], generator=generator).cpu()
         from sklearn.mixture import GaussianMixture
 
-        means = self._encode_texts(texts, generator=generator).cpu().double().numpy()
+        means = self._encode_records(records, generator=generator).cpu().double().numpy()
         mixture = GaussianMixture(min(num_components, len(means)), reg_covar=1e-4, random_state=seed).fit(means)
         drawn, components = mixture.sample(num_samples)
         order = torch.randperm(num_samples, generator=generator)  # scikit-learn returns them by component

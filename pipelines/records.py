@@ -130,6 +130,15 @@ class Column:
             raise SchemaError(f"column {self.name!r}: unknown timespec {self.timespec!r}")
 
     @cached_property
+    def number_range(self) -> tuple[float, float] | None:
+        """Smallest and largest number; None where values are no numbers, or too large for a float."""
+        values = self.categories or () if self.kind == "category" else (self.minimum, self.maximum)
+        if not values or any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+            return None
+        low, high = min(values), max(values)  # type: ignore[type-var]
+        return (float(low), float(high)) if max(abs(low), abs(high)) < 1e300 else None  # type: ignore[arg-type]
+
+    @cached_property
     def is_bare(self) -> bool:
         """Whether the values form writes this column's strings without quotes: every category is plain."""
         return self.kind == "category" and all(
@@ -520,6 +529,21 @@ class RecordSchema:
         if unknown := [name for name in record if name not in self._by_name]:
             raise SchemaError(f"no column {unknown[0]!r}; the columns are {listed(self.names)}")
         return {column.name: column.normalize(record.get(column.name)) for column in self.columns}
+
+    @cached_property
+    def numerical_columns(self) -> tuple[Column, ...]:
+        """The columns of numbers; categories that are numbers count."""
+        return tuple(column for column in self.columns if column.number_range is not None)
+
+    def numerical_values(self, record: Mapping[str, Any]) -> list[float]:
+        """Place of each number of a normalised record in its column's range, 0 to 1; NaN for a missing one."""
+        places = []
+        for column in self.numerical_columns:
+            value, (low, high) = record[column.name], column.number_range or (0.0, 0.0)
+            # A number outside the range gets the nearer end.
+            place = 0.0 if value is None or high == low else (min(max(value, low), high) - low) / (high - low)
+            places.append(math.nan if value is None else place)
+        return places
 
     def value_text(self, column: str, value: Any) -> str:
         """What a record holds for ``value`` in ``column``: the text of its segment."""

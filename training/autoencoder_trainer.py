@@ -74,6 +74,9 @@ class AutoencoderTrainer(Trainer):
         on_cpu = self.args.device.type == "cpu"
         models = [m for m in (self.model.encoder, self.model.decoder) if on_cpu and m is not None]
         before = [model.config._attn_implementation for model in models]
+        if self.model.numerical_features is not None:
+            dataset: Any = self.train_dataset
+            self.model.numerical_features.fit(dataset.numerical_values())
         self.model.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
         try:
             for model in models:
@@ -172,7 +175,10 @@ class AutoencoderTrainer(Trainer):
         was_training = model.training
         model.eval()
         batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
-        posteriors = [model.encode(batch["input_ids"], batch["attention_mask"]) for batch in batches]
+        posteriors = [
+            model.encode(batch["input_ids"], batch["attention_mask"], batch.get("numerical_values"))
+            for batch in batches
+        ]
         means = torch.cat([posterior.mean for posterior in posteriors])
         sizes = [len(posterior.mean) for posterior in posteriors]
         figures = {

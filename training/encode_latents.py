@@ -34,7 +34,8 @@ def encode_latents(
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=RecordCollator(encoder_pad_token_id))
     means, log_variances = [], []
     for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
-        posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
+        batch = {name: values.to(model.device) for name, values in batch.items()}
+        posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("numerical_values"))
         means.append(posterior.mean.float().cpu())
         log_variances.append(posterior.log_variance.float().cpu())
     model.encoder_autocast = False

@@ -19,6 +19,8 @@ class Preset:
     encoder, decoder : str
         See [`resolve_source`].
     record_format : {"values", "json"}
+    numerical_features : bool
+        Whether the posterior reads the records' numbers beside their text. The paper's does not.
     epochs : float
         Most passes over the table.
     max_minutes : float, optional
@@ -39,6 +41,7 @@ class Preset:
     encoder: str = MINILM
     decoder: str = SMOLLM2
     record_format: str = "values"
+    numerical_features: bool = True
     epochs: float = 40.0
     max_minutes: float | None = 60.0
     batch_size: int = 16
@@ -58,6 +61,7 @@ PRESETS = {
         encoder="google-bert/bert-base-uncased",
         decoder="mistralai/Mistral-7B-Instruct-v0.3",
         record_format="json",
+        numerical_features=False,
         epochs=200.0,
         max_minutes=None,
         beta_schedule="decreasing",

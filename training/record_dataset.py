@@ -100,12 +100,19 @@ class RecordDataset(Dataset):
                 return None
         return sorted(tokens)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def numerical_values(self) -> Tensor:
+        """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""
+        return torch.tensor([self.schema.numerical_values(record) for record in self.records])
+
+    def __getitem__(self, index: int) -> dict[str, list[Any]]:
         record = self.records[index]
         encoded = self.encoder_tokenizer(
             self.schema.serialize(record), truncation=True, max_length=self.encoder_max_length
         )
-        return {"input_ids": encoded["input_ids"], "labels": self.token_ids(record)}
+        example = {"input_ids": encoded["input_ids"], "labels": self.token_ids(record)}
+        if self.schema.numerical_columns:
+            example["numerical_values"] = self.schema.numerical_values(record)
+        return example
 
 
 @dataclass
@@ -117,14 +124,17 @@ class RecordCollator:
 
     encoder_pad_token_id: int = 0
 
-    def __call__(self, examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    def __call__(self, examples: list[dict[str, list[Any]]]) -> dict[str, Tensor]:
         input_ids = _pad([example["input_ids"] for example in examples], self.encoder_pad_token_id)
         lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),
         }
+        if "numerical_values" in examples[0]:
+            batch["numerical_values"] = torch.tensor([example["numerical_values"] for example in examples])
+        return batch
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoTokenizer, ProgressCallback
 
 from difflm.modeling_difflm import DiffLMModel, resolve_source
+from difflm.pipelines.records import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.data import as_dataframe, read_table
@@ -79,14 +80,17 @@ def split_records(records: list[dict[str, Any]], seed: int) -> tuple[list[dict[s
 
 
 def load_model(
-    settings: Preset, model_kwargs: dict[str, Any], finished: Path | None = None
+    settings: Preset, model_kwargs: dict[str, Any], schema: RecordSchema, finished: Path | None = None
 ) -> tuple[DiffLMModel, tuple[Any, Any]]:
     """Build the autoencoder, or load a ``finished`` one, with the encoder's and the decoder's tokenizer."""
     tokenizers = (_load_tokenizer(settings.encoder), _load_tokenizer(settings.decoder))
     if finished is not None:
         model = DiffLMModel.from_pretrained(finished)
     else:
-        model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **settings.model | model_kwargs)
+        options = settings.model | model_kwargs
+        if settings.numerical_features:
+            options = {"num_numerical_columns": len(schema.numerical_columns)} | options
+        model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, tokenizers
