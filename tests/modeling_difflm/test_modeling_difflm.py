@@ -26,6 +26,7 @@ from difflm.modeling_difflm import (
     DecoderMismatchError,
     DiffLMConfig,
     DiffLMModel,
+    NumericalFeatures,
     Posterior,
     resolve_source,
 )
@@ -144,6 +145,45 @@ def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, inje
         expected, found = model(**batch()), loaded(**batch())
         assert torch.equal(expected.record_losses, found.record_losses)
         assert next(loaded.decoder.parameters()).dtype == torch.float32
+
+
+class TestNumericalFeatures:
+    def test_ranks_are_shares_of_the_training_rows(self):
+        features = NumericalFeatures(2, 8)
+        values = torch.stack([torch.linspace(0, 1, 1001) ** 3, torch.full((1001,), float("nan"))], dim=1)
+        features.fit(values)
+        found = features.ranks(torch.tensor([[0.0, 0.0], [0.125, 0.25], [1.0, 1.0]]))
+        # A column without a number keeps places for ranks.
+        torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [0.5, 0.25], [1.0, 1.0]]), atol=1e-3, rtol=0)
+        mostly_zero = torch.zeros(1000, 2)
+        mostly_zero[900:] = torch.linspace(0.001, 1, 100)[:, None]
+        features.fit(mostly_zero)
+        found = features.ranks(torch.tensor([[0.0, 0.0], [0.5, 0.5]]))[:, 0]
+        torch.testing.assert_close(found, torch.tensor([0.9, 0.95]), atol=0.01, rtol=0)
+
+    def test_a_missing_number_is_no_number_of_the_range(self):
+        torch.manual_seed(0)
+        features = NumericalFeatures(1, 8)
+        missing, *others = features(torch.tensor([[float("nan")], [0.0], [0.5], [1.0]]))
+        assert bool(missing.isfinite().all())
+        assert all((missing - other).abs().max() > 1e-3 for other in others)
+
+    def test_they_reach_the_posterior_and_the_checkpoint(self, encoder, tmp_path):
+        torch.manual_seed(0)
+        decoder = DECODERS["gpt2"]()
+        model = build(encoder, decoder, num_numerical_columns=2, numerical_feature_size=16).eval()
+        model.numerical_features.fit(torch.rand(50, 2) ** 2)
+        inputs = batch()
+        values = torch.tensor([[0.1, 0.2], [0.3, float("nan")], [0.5, 0.6], [1.0, 0.0]])
+        posterior = model.encode(inputs["input_ids"], inputs["attention_mask"], values)
+        changed = model.encode(inputs["input_ids"], inputs["attention_mask"], values.flip(1))
+        assert (posterior.mean - changed.mean).abs().amax(dim=1).min() > 1e-3
+        model.save_pretrained(tmp_path)
+        loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
+        expected, found = (one(**inputs, numerical_values=values).record_losses for one in (model, loaded))
+        assert torch.equal(expected, found)
+        with pytest.raises(ValueError, match="reads 2 numbers of a record beside its text: pass numerical_values="):
+            model.encode(inputs["input_ids"], inputs["attention_mask"])
 
 
 def test_a_t5_encoder_round_trips(tmp_path):

@@ -18,7 +18,20 @@ from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fit_folder import FitFolder
 from difflm.training.presets import PRESETS, Preset
 from difflm.training.record_dataset import RecordTooLongError
+from difflm.training.stages import split_records
 from difflm.training.train_difflm import fit
+
+
+def test_the_posterior_reads_numbers_as_in_training(fitted, small_table):
+    pipeline, folder = fitted
+    train, _ = split_records(pipeline.schema.to_records(small_table), 0)
+    expected = load_file(folder / "latents.safetensors")["mean"]
+    torch.testing.assert_close(pipeline.encode(train).cpu(), expected, atol=0.02, rtol=0.02)
+    assert pipeline.autoencoder.config.num_numerical_columns == 2
+    ages = torch.tensor([(record["age"] - 1) / 13 for record in train])
+    quantiles = torch.quantile(ages, torch.linspace(0, 1, 129))
+    torch.testing.assert_close(pipeline.autoencoder.numerical_features.quantiles[0], quantiles)
+    assert not PRESETS["paper"].numerical_features
 
 
 @pytest.fixture
