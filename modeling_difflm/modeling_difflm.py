@@ -75,6 +75,8 @@ def resolve_source(name_or_path: str) -> tuple[str, str | None]:
         path = str(Path(spec.submodule_search_locations[0]) / inside)
         if not Path(path).exists():
             raise FileNotFoundError(f"The package {module!r} has no {inside!r}: install the version you trained with.")
+    if Path(path).is_absolute() and not Path(path).exists():
+        raise FileNotFoundError(f"There is no {path}: pass where the model is now (decoder_name_or_path= at load).")
     if path.endswith(".gguf"):
         return str(Path(path).parent), Path(path).name
     return path, None
@@ -336,9 +338,8 @@ class AttentionPooling(nn.Module):
 class NumericalFeatures(nn.Module):
     """A record's numbers as features of the posterior: ``[B, columns]`` -> ``[B, size]``.
 
-    A text encoder needs thousands of records to learn what the digits of a number are worth; the paper's has 200
-    epochs for it. Here each number's place in its column's range and its rank among the training rows are given as
-    waves of rising frequency (Fourier features, arXiv 2006.10739). Missing numbers, NaN, are zeros and a flag.
+    A text encoder is slow to learn what digits are worth. Here each number's place in its column's range and its rank
+    among the training rows are waves of rising frequency (Fourier features, arXiv 2006.10739). NaN, missing: a flag.
     """
 
     num_frequencies = 8
@@ -366,13 +367,12 @@ class NumericalFeatures(nn.Module):
         return ((below - 1 + share) / (self.num_quantiles - 1)).T
 
     def forward(self, values: Tensor) -> Tensor:
-        missing = values.isnan()
-        values = values.masked_fill(missing, 0.0)
+        missing = values.isnan()[..., None]
+        values = values.nan_to_num()
         places = torch.stack([values, self.ranks(values)], dim=-1)[..., None]
         angles = places * (math.pi * 2.0 ** torch.arange(self.num_frequencies, device=values.device))
-        waves = torch.cat([2 * places - 1, angles.sin(), angles.cos()], dim=-1).flatten(2)
-        waves = waves.masked_fill(missing[..., None], 0.0)
-        return self.project(torch.cat([waves, missing[..., None].to(waves)], dim=-1).flatten(1))
+        waves = torch.cat([2 * places - 1, angles.sin(), angles.cos()], dim=-1).flatten(2).masked_fill(missing, 0.0)
+        return self.project(torch.cat([waves, missing.to(waves)], dim=-1).flatten(1))
 
 
 class KVMemoryInjector(nn.Module):

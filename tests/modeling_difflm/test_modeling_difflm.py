@@ -330,6 +330,15 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match=r"has no 'nothing\.gguf'"):
             resolve_source("package://transformers/nothing.gguf")
 
+    def test_a_decoder_that_has_moved(self, encoder, tmp_path):
+        decoder = DECODERS["gpt2"]()
+        decoder.save_pretrained(tmp_path / "decoder")
+        build(encoder, str(tmp_path / "decoder"), decoder_dtype="float32").save_pretrained(tmp_path / "saved")
+        moved = (tmp_path / "decoder").rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError, match=r"There is no .*/decoder: pass .*decoder_name_or_path="):
+            DiffLMModel.from_pretrained(tmp_path / "saved")
+        assert DiffLMModel.from_pretrained(tmp_path / "saved", decoder_name_or_path=str(moved)).decoder is not None
+
     @pytest.mark.parametrize("field", ["injection", "pooling", "encoder_training"])
     def test_unknown_choices(self, field):
         with pytest.raises(ValueError, match=f"{field}='sideways' is not one of"):
