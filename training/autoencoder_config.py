@@ -30,8 +30,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
     beta_cycles : int, default 4
     beta_anneal_share : float, default 0.67
     early_stopping_patience : int, default 10
-        Evaluations without improvement, once beta is at its floor, that end training; counted separately from
-        ``beta_patience``. 0 turns early stopping off.
+        Evaluations without improvement that end training; 0: never. Under the schedule "decreasing" they count once
+        beta is at its floor, separately from ``beta_patience``.
     num_sampled_tokens : int, default 1024
         Tokens drawn at each step to stand for those that occur in no record, in the softmax over the decoder's
         vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
@@ -75,7 +75,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
         default=0.67, metadata={"help": "Share of the training after which the geometric schedule is at its floor."}
     )
     early_stopping_patience: int = field(
-        default=10, metadata={"help": "Evaluations without improvement at beta's floor that end training; 0: never."}
+        default=10, metadata={"help": "Evaluations without improvement that end training; 0: never."}
     )
     num_sampled_tokens: int = field(
         default=1024,

@@ -62,6 +62,8 @@ class AutoencoderTrainer(Trainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
         self._known_tokens: Tensor | None = None
+        self._best_figures: dict[str, float] | None = None
+        self._best_weights: dict[str, Tensor] = {}
         self._step_figures: dict[str, list[float]] = {"reconstruction": [], "kl": []}
 
     @property
@@ -201,7 +203,36 @@ class AutoencoderTrainer(Trainer):
         model.train(was_training)
         self.log(dict(figures))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        name = f"{metric_key_prefix}_reconstruction"
+        if was_training and (self._best_figures is None or figures[name] < self._best_figures[name]):
+            self._best_figures = figures
+            self._best_weights = {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
         return figures
+
+    @torch.no_grad()
+    def keep_best(self) -> dict[str, float]:
+        """Evaluate, and go back to the weights of the best evaluation of this training where these are worse.
+
+        A small table is learnt by heart in minutes: its own records ever better, held-out ones worse. What came before
+        a resumed training's start is forgotten.
+
+        Returns
+        -------
+        dict of str to float
+            The figures of [`~AutoencoderTrainer.evaluate`] for the weights kept.
+        """
+        figures, best = self.evaluate(), self._best_figures
+        if best is None or figures["eval_reconstruction"] <= best["eval_reconstruction"]:
+            return figures
+        model: DiffLMModel = self.accelerator.unwrap_model(self.model)
+        for name, parameter in model.named_parameters():
+            if name in self._best_weights:
+                parameter.copy_(self._best_weights[name])
+        return best
 
 
 def multiplies_bf16(device: torch.device) -> bool:
@@ -233,7 +264,7 @@ class TimeBudget(TrainerCallback):
 
 
 class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
-    """Early stopping whose patience starts to count once beta cannot fall any more."""
+    """Early stopping. Where beta falls at plateaus, its patience starts to count once beta cannot fall any more."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -251,8 +282,7 @@ class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
         loss = (metrics or {}).get("eval_reconstruction")
         if loss is None:
             return
-        falling = args.beta_schedule in ("decreasing", "geometric")
-        at_floor = not falling or _current_beta(state) <= args.beta_minimum * (1 + 1e-6)
+        at_floor = args.beta_schedule != "decreasing" or _current_beta(state) <= args.beta_minimum * (1 + 1e-6)
         if self.best is None or loss < self.best:
             self.best, self.evaluations_without_improvement = loss, 0
         elif at_floor:

@@ -145,7 +145,7 @@ def fit_autoencoder(
     with no_file_bars():
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     seconds = time.monotonic() - started
-    final = trainer.evaluate()
+    final = trainer.keep_best()
     return {
         "reconstruction_own_latent": final["eval_reconstruction"],
         "reconstruction_shuffled_latent": final["eval_reconstruction_shuffled"],

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     pad = encoder_tokenizer.pad_token_id or 0
     trainer = AutoencoderTrainer(model, args, train_set, held_out_set, pad)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_metrics("eval", trainer.keep_best())
     folder = Path(script.save_dir)
     model.save_pretrained(folder)
     (folder / "schema.json").write_text(json.dumps(schema.to_dict(), ensure_ascii=False), encoding="utf-8")

@@ -190,6 +190,33 @@ def test_early_stopping_counts_only_at_the_floor():
     assert not any(evaluate(5.0, 0.1) for _ in range(5))
     assert not evaluate(5.0, 0.001)
     assert evaluate(5.0, 0.001)
+    # The other schedules do not wait for plateaus: a falling beta is no excuse.
+    args.beta_schedule, control.should_training_stop = "geometric", False
+    assert not evaluate(4.0, 0.1) and not evaluate(4.5, 0.05)
+    assert evaluate(4.1, 0.02)
+
+
+def test_the_best_weights_are_kept(model_folders, dataset, tmp_path, monkeypatch):
+    training = trainer(model_folders, dataset, tmp_path, eval_steps=2)
+    figures = {2: 9.0, 4: 5.0, 6: 7.0, 8: 8.0}
+    seen = {}
+
+    def reconstruction(latents, labels):
+        seen[training.state.global_step] = training.model.posterior_mean.weight.detach().clone()
+        return torch.full((len(labels),), figures[training.state.global_step])
+
+    original = training.model.reconstruction
+    monkeypatch.setattr(
+        training.model,
+        "reconstruction",
+        lambda latents, labels, candidates=None: (
+            original(latents, labels, candidates) if training.model.training else reconstruction(latents, labels)
+        ),
+    )
+    training.train()
+    assert training.keep_best()["eval_reconstruction"] == 5.0
+    assert sorted(seen) == [2, 4, 6, 8] and not torch.equal(seen[4], seen[8])
+    assert torch.equal(training.model.posterior_mean.weight, seen[4])
 
 
 def test_geometric_beta_follows_the_steps(model_folders, dataset, tmp_path):
