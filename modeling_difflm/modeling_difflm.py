@@ -342,8 +342,8 @@ class NumericalFeatures(nn.Module):
     among the training rows are waves of rising frequency (Fourier features, arXiv 2006.10739). NaN, missing: a flag.
     """
 
-    num_frequencies = 8
-    num_quantiles = 129
+    num_frequencies, num_quantiles = 8, 129
+    quantiles: Tensor
 
     def __init__(self, num_columns: int, size: int) -> None:
         super().__init__()
