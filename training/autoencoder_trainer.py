@@ -203,8 +203,8 @@ class AutoencoderTrainer(Trainer):
         model.train(was_training)
         self.log(dict(figures))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        name = f"{metric_key_prefix}_reconstruction"
-        if was_training and (self._best_figures is None or figures[name] < self._best_figures[name]):
+        loss = f"{metric_key_prefix}_loss"
+        if was_training and (self._best_figures is None or figures[loss] < self._best_figures[loss]):
             self._best_figures = figures
             self._best_weights = {
                 name: parameter.detach().to("cpu", copy=True)
