@@ -129,8 +129,9 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
 
     Attributes
     ----------
-    latent_mean, latent_std : torch.Tensor
-        Statistics of the training latents, shape (latent_size,), stored with the weights.
+    latent_mean, latent_std, latent_axes : torch.Tensor
+        Mean of the training latents, shape (latent_size,), their standard deviation along each principal axis, shape
+        (latent_size,), and the axes as orthonormal columns, shape (latent_size, latent_size); stored with the weights.
     record_digests : torch.Tensor
         Digests of the training records, uint8, shape (num_record_digests, 16), stored with the weights, by which
         a pipeline can tell that a generated record is a copy.
@@ -142,7 +143,7 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
     """
 
     # The statistics place every sample, so they keep their precision when the network is loaded in half precision.
-    _keep_in_fp32_modules = ["latent_mean", "latent_std"]  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["latent_mean", "latent_std", "latent_axes"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -181,9 +182,11 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         self.embedding_activation = nn.SiLU()
         self.latent_mean: torch.Tensor
         self.latent_std: torch.Tensor
+        self.latent_axes: torch.Tensor
         self.record_digests: torch.Tensor
         self.register_buffer("latent_mean", torch.zeros(latent_size))
         self.register_buffer("latent_std", torch.ones(latent_size))
+        self.register_buffer("latent_axes", torch.eye(latent_size))
         self.register_buffer("record_digests", torch.zeros(num_record_digests, RECORD_DIGEST_BYTES, dtype=torch.uint8))
         self._initialize_weights()
 
@@ -300,33 +303,49 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         return c_skip * noisy + c_out * output.to(noisy.dtype)
 
     def standardize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Map latents, shape (batch, latent_size), to zero mean and unit standard deviation per dimension."""
-        return (latents - self.latent_mean.to(latents)) / self.latent_std.to(latents)
+        """Whiten latents, shape (batch, latent_size): zero mean and identity covariance over the training latents."""
+        return (latents - self.latent_mean.to(latents)) @ self.latent_axes.to(latents) / self.latent_std.to(latents)
 
     def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
         """Undo `standardize`."""
-        return latents * self.latent_std.to(latents) + self.latent_mean.to(latents)
+        return (latents * self.latent_std.to(latents)) @ self.latent_axes.to(latents).T + self.latent_mean.to(latents)
 
     @torch.no_grad()
-    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Store the mean and standard deviation of the training latents, each of shape (latent_size,).
+    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor, axes: torch.Tensor | None = None) -> None:
+        """Store the statistics of the training latents.
+
+        Parameters
+        ----------
+        mean : torch.Tensor
+            Shape (latent_size,).
+        std : torch.Tensor
+            Standard deviation along each axis, shape (latent_size,).
+        axes : torch.Tensor, optional
+            Orthonormal columns, shape (latent_size, latent_size). None: the latents' own dimensions.
 
         Raises
         ------
         ValueError
-            If a shape differs, a value is not finite, or a standard deviation is not positive.
+            If a shape differs, a value is not finite, a standard deviation is not positive or the axes are not
+            orthonormal.
         """
-        for name, value in (("mean", mean), ("std", std)):
-            if value.shape != self.latent_mean.shape:
-                raise ValueError(
-                    f"Latent {name} must have shape {tuple(self.latent_mean.shape)}, got {tuple(value.shape)}."
-                )
+        axes = torch.eye(len(self.latent_mean)).to(self.latent_axes) if axes is None else axes
+        for name, value, buffer in (
+            ("mean", mean, self.latent_mean),
+            ("std", std, self.latent_std),
+            ("axes", axes, self.latent_axes),
+        ):
+            if value.shape != buffer.shape:
+                raise ValueError(f"Latent {name} must have shape {tuple(buffer.shape)}, got {tuple(value.shape)}.")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
         if bool((std <= 0).any()):
             raise ValueError("Latent std must be positive in every dimension.")
+        if not torch.allclose(axes.T @ axes, torch.eye(len(axes)).to(axes), atol=1e-3):
+            raise ValueError("Latent axes must be orthonormal.")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
+        self.latent_axes.copy_(axes)
 
     def set_record_digests(self, digests: torch.Tensor | Sequence[bytes]) -> None:
         """Store digests of the training records.

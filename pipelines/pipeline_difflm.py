@@ -329,6 +329,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             given_texts = [
                 {name: self.schema.value_text(name, value) for name, value in values.items()} for values in given
             ]
+        # A text written freely may never end: no longer than any valid record can be, or its cache fills the memory.
+        most_tokens = min(self.config["max_new_tokens"], constraint.max_new_tokens or self.config["max_new_tokens"])
         # The fast loop refills its batch as rows finish: it gets several batches at a time.
         chunk = batch_size * 8 if fast else batch_size
         texts: list[str] = []
@@ -345,7 +347,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                     choose=choose_tokens,
                     given_texts=row_given,
                     batch_size=batch_size,
-                    max_new_tokens=self.config["max_new_tokens"],
+                    max_new_tokens=most_tokens,
                     on_rows_done=on_rows_done,
                     **sampling,
                 )
@@ -355,7 +357,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                     chunk_latents,
                     logits_processor=LogitsProcessorList([processor]),
                     do_sample=False,
-                    max_new_tokens=self.config["max_new_tokens"],
+                    max_new_tokens=most_tokens,
                 ).tolist()
                 if on_rows_done is not None:
                     on_rows_done(len(tokens))

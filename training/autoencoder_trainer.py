@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from difflm.modeling_difflm import CandidateTokens, DiffLMModel, has_plain_head
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
+from difflm.training.hardware import multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -233,14 +234,6 @@ class AutoencoderTrainer(Trainer):
             if name in self._best_weights:
                 parameter.copy_(self._best_weights[name])
         return best
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 products; elsewhere they are emulated and slow."""
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
-        return any(getattr(torch.cpu, name, bool)() for name in checks)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class TimeBudget(TrainerCallback):

@@ -63,6 +63,7 @@ class DenoiserTrainingArguments:
         metadata={"help": "Checkpoint folder to resume from, or 'auto': the latest in output_dir if there is one."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the split, the order and the noise."})
+    bf16: bool = field(default=True, metadata={"help": "Mixed precision, where the hardware multiplies bf16."})
     device: str | None = field(default=None, metadata={"help": "Torch device. None: CUDA if available, else CPU."})
     show_progress: bool = field(default=True, metadata={"help": "Show a bar with rate, ETA and losses."})
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
 from difflm.training.denoiser_config import DenoiserTrainingArguments
+from difflm.training.hardware import multiplies_bf16
 from difflm.training.latents import LatentDataset
 from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler, seeded_generator
 
@@ -113,6 +114,7 @@ class DenoiserTrainer:
         self.args = args
         self.clock = clock
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.bf16 = args.bf16 and multiplies_bf16(self.device)
         if validation_data is None:
             train_data, validation_data = self._split(train_data)
         for name, data in (("training", train_data), ("validation", validation_data)):
@@ -126,7 +128,10 @@ class DenoiserTrainer:
         self.sigma_data = denoiser.sigma_data
         self.parameters = dict(denoiser.named_parameters())
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=args.learning_rate, weight_decay=args.weight_decay
+            list(self.parameters.values()),
+            lr=args.learning_rate,
+            weight_decay=args.weight_decay,
+            fused=self.device.type == "cpu",  # one pass over the weights: a tenth of a step
         )
         self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
         self.best_weights = [value.clone() for value in self.ema.shadow_params]
@@ -324,7 +329,8 @@ class DenoiserTrainer:
     def _losses(self, batch: NoisyLatents) -> torch.Tensor:
         """Weighted squared error of each example, averaged over the dimensions, shape (batch,)."""
         noisy = batch.latents + batch.sigma[:, None] * batch.noise
-        denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
         return edm_loss_weight(batch.sigma, self.sigma_data) * (denoised - batch.latents).square().mean(dim=1)
 
     # Budgets, evaluation, bookkeeping

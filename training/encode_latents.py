@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior
-from difflm.training.autoencoder_trainer import multiplies_bf16
+from difflm.training.hardware import multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 

@@ -86,19 +86,32 @@ class LatentDataset:
             class_names=self.class_names,
         )
 
-    def statistics(self, *, sample_posterior: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the latents' mean and standard deviation per dimension, each of shape (L,).
+    def statistics(self, *, sample_posterior: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the latents' mean, standard deviations along their principal axes, and these axes.
 
-        With `sample_posterior` the standard deviation is that of ``z = mean + sigma * eps``.
+        An autoencoder spreads what it says of a record over dimensions that vary together: along some axes the
+        latents then hardly vary, and a denoiser that only knew each dimension's spread would overshoot there.
+
+        Parameters
+        ----------
+        sample_posterior : bool
+            Statistics of ``z = mean + sigma * eps``; else those of the posterior means.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Mean, shape (L,); standard deviations, shape (L,); axes as orthonormal columns, shape (L, L).
         """
         means = self.mean.double()
-        variance = means.var(dim=0, correction=0)
+        centred = means - means.mean(dim=0)
+        covariance = centred.T @ centred / len(means)
         if sample_posterior and self.log_variance is not None:
-            variance = variance + self.log_variance.double().exp().mean(dim=0)
-        std = variance.sqrt()
-        # A dimension the autoencoder does not use has (almost) constant means: do not blow its rounding errors up.
+            covariance += torch.diag(self.log_variance.double().exp().mean(dim=0))
+        variance, axes = torch.linalg.eigh(covariance)
+        std = variance.clamp(min=0).sqrt()
+        # An axis along which the latents are (almost) constant: do not blow its rounding errors up.
         floor = max(1e-3 * float(std.max()), 1e-6)
-        return means.mean(dim=0).float(), std.clamp(min=floor).float()
+        return means.mean(dim=0).float(), std.clamp(min=floor).float(), axes.float()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""

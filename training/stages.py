@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,16 +54,6 @@ def resolve_settings(
     if injection is not None:
         settings = dataclasses.replace(settings, model=settings.model | {"injection": injection})
     return settings
-
-
-def hardware(device: torch.device) -> str:
-    """Name what a fit ran on: the GPU, or the architecture and threads of a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"{platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
-    return device.type
 
 
 def read_data(data: Any, text_columns: Sequence[str] = ()) -> Any:
@@ -127,6 +116,7 @@ def fit_autoencoder(
         "max_minutes": minutes,
         "per_device_train_batch_size": settings.batch_size,
         "beta_schedule": settings.beta_schedule,
+        "beta_minimum": settings.beta_minimum,
         "learning_rate": settings.learning_rate,
         "encoder_learning_rate": settings.encoder_learning_rate,
         "eval_steps": interval,

@@ -25,11 +25,12 @@ from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.encode_latents import encode_latents
 from difflm.training.fit_folder import FitFolder
+from difflm.training.hardware import hardware
 from difflm.training.latents import LatentDataset
 from difflm.training.presets import Preset
 from difflm.training.progress import no_file_bars
 from difflm.training.record_dataset import RecordDataset
-from difflm.training.stages import fit_autoencoder, hardware, load_model, read_data, resolve_settings, split_records
+from difflm.training.stages import fit_autoencoder, load_model, read_data, resolve_settings, split_records
 
 
 logger = logging.getLogger(__name__)

@@ -212,9 +212,10 @@ def environment() -> dict[str, Any]:
             continue
     import torch
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-    hardware = {"device": device, "machine": platform.machine(), "torch_threads": torch.get_num_threads()}
-    return {"versions": versions, "hardware": hardware}
+    from difflm.training.hardware import hardware
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"versions": versions, "hardware": hardware(device)}
 
 
 def main() -> int:

@@ -69,19 +69,9 @@ def _either(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def _sampled(run: dict[str, Any]) -> int | None:
-    # Older files say it among the details of the evaluation.
-    return run.get("sampled_rows", run.get("details", {}).get("rows", {}).get("synthetic"))
-
-
 def _hardware(run: dict[str, Any]) -> str:
     """What the fit ran on: a fit that is used again may have been made on something else than it is judged on."""
-    if "hardware" in run["fit"]:
-        return str(run["fit"]["hardware"])
-    machine, threads = run["hardware"], run["hardware"]["torch_threads"]
-    if machine["device"] != "CPU":
-        return str(machine["device"])
-    return f"{machine['machine']} CPU, {threads} thread{'' if threads == 1 else 's'}"
+    return str(run["fit"].get("hardware", run["hardware"]))
 
 
 def _average(runs: list[dict[str, Any]], name: str, digits: int) -> str:
@@ -120,7 +110,7 @@ def render(folder: Path) -> str:
                 f"{mean(run['fit']['fit_seconds'] for run in runs):.0f}",
                 _average(runs, "fit_cpu_seconds", 0),
                 _average(runs, "epochs", 1),
-                " / ".join(f"{count:,}" for count in map(_sampled, runs) if count is not None),
+                " / ".join(f"{run['sampled_rows']:,}" for run in runs if "sampled_rows" in run),
             ]
             cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
             lines.append(f"| {' | '.join(cells)} |")

@@ -115,22 +115,37 @@ def test_statistics_standardize_and_come_back() -> None:
     torch.testing.assert_close(denoiser.unstandardize(standardized), latents)
 
 
+def test_axes_whiten_and_come_back() -> None:
+    denoiser = make_denoiser()
+    latents = torch.randn(1000, 8) @ torch.randn(8, 8) - 3
+    variance, axes = torch.linalg.eigh(torch.cov(latents.T))
+    denoiser.set_latent_statistics(latents.mean(0), variance.sqrt(), axes)
+    standardized = denoiser.standardize(latents)
+    torch.testing.assert_close(torch.cov(standardized.T), torch.eye(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(denoiser.unstandardize(standardized), latents, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
-    ("mean", "std", "message"),
+    ("mean", "std", "axes", "message"),
     [
-        (torch.zeros(7), torch.ones(8), "shape"),
-        (torch.full((8,), float("nan")), torch.ones(8), "finite"),
-        (torch.zeros(8), torch.zeros(8), "positive"),
+        (torch.zeros(7), torch.ones(8), None, "mean must have shape"),
+        (torch.full((8,), float("nan")), torch.ones(8), None, "finite"),
+        (torch.zeros(8), torch.zeros(8), None, "positive"),
+        (torch.zeros(8), torch.ones(8), torch.eye(7), "axes must have shape"),
+        (torch.zeros(8), torch.ones(8), 2 * torch.eye(8), "orthonormal"),
     ],
 )
-def test_bad_statistics_are_refused(mean: torch.Tensor, std: torch.Tensor, message: str) -> None:
+def test_bad_statistics_are_refused(
+    mean: torch.Tensor, std: torch.Tensor, axes: torch.Tensor | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        make_denoiser().set_latent_statistics(mean, std)
+        make_denoiser().set_latent_statistics(mean, std, axes)
 
 
 def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) -> None:
     denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"], sigma_data=0.9)
-    denoiser.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0))
+    axes = torch.linalg.qr(torch.randn(8, 8))[0]
+    denoiser.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0), axes)
     denoiser.set_record_digests([bytes(range(16)), bytes(range(16, 32)), b"\xff" * 16])
     denoiser.save_pretrained(tmp_path)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()

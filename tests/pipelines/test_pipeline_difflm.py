@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jsonschema
 import pandas as pd
 import pytest
 import torch
 
+from difflm.pipelines import pipeline_difflm
 from difflm.pipelines.conditions import ConditionError
+from difflm.pipelines.fast_decoding import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
 
 
@@ -78,6 +82,21 @@ class TestValidity:
         assert output.valid_first_attempt == 0.0
         assert sum(output.report.rejected.values()) == 6
         assert all(reason.startswith("invalid") for reason in output.report.rejected)
+
+    @pytest.mark.parametrize("constrained", [True, False])
+    def test_no_text_is_longer_than_a_valid_record_can_be(self, pipe, monkeypatch, constrained):
+        limits = []
+
+        def decode(*args, max_new_tokens, **kwargs):
+            limits.append(max_new_tokens)
+            return decode_rows(*args, max_new_tokens=max_new_tokens, **kwargs)
+
+        monkeypatch.setattr(pipeline_difflm, "decode_rows", decode)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            pipe(2, seed=0, constrained=constrained, max_attempts=1)
+        assert set(limits) == {pipe.constraint().max_new_tokens}
+        assert limits[0] < pipe.config["max_new_tokens"]
 
     def test_without_the_range_numbers_may_leave_it(self, pipe, small_table):
         ages = [record["age"] for record in pipe(60, seed=3, within_range=False).records]

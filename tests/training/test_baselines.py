@@ -170,7 +170,7 @@ def test_the_committed_table_comes_from_its_figures(renderer):
 def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     entry = {"dataset": "magic", "method": "ctgan", "train_rows": 10, "budget_minutes": 45.0, "sampled_rows": 1234}
     entry["fit"] = {"fit_seconds": 3, "fit_cpu_seconds": 2.5, "epochs": 17.25}
-    entry["hardware"] = {"device": "CPU", "machine": "x86_64", "torch_threads": 1}
+    entry["hardware"] = "x86_64 CPU, 1 thread"
     entry["figures"] = {"shape_error": {"mean": 7.25}, "mle": {"mean": 0.91, "std": 0.002}}
     (tmp_path / "magic-ctgan-0.json").write_text(json.dumps(entry))
     failed = {"dataset": "magic", "method": "great", "train_rows": 10, "not_run": "no such package"}

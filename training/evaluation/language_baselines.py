@@ -74,7 +74,7 @@ class _LanguageBaseline(Baseline):
     def _bf16(self) -> bool:
         import torch
 
-        from difflm.training.autoencoder_trainer import multiplies_bf16
+        from difflm.training.hardware import multiplies_bf16
 
         return multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
