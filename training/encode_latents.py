@@ -31,7 +31,9 @@ def encode_latents(
     model.eval()
     # As precise as in training: rounding is far below the posterior's own width.
     model.encoder_autocast = multiplies_bf16(model.device)
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=RecordCollator(encoder_pad_token_id))
+    # Records of like length together, so that little of a batch is padding.
+    order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=RecordCollator(encoder_pad_token_id))
     means, log_variances = [], []
     for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
         batch = {name: values.to(model.device) for name, values in batch.items()}
@@ -40,4 +42,5 @@ def encode_latents(
         log_variances.append(posterior.log_variance.float().cpu())
     model.encoder_autocast = False
     model.train(was_training)
-    return Posterior(torch.cat(means), torch.cat(log_variances))
+    back = torch.tensor(order).argsort()
+    return Posterior(torch.cat(means)[back], torch.cat(log_variances)[back])

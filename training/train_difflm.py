@@ -187,6 +187,7 @@ def fit(
     options: dict[str, Any] = {
         "output_dir": str(folder.denoiser_checkpoints),
         "max_steps": settings.denoiser_steps,
+        "eval_steps": max(100, settings.denoiser_steps // 40),
         "learning_rate": settings.denoiser_learning_rate,
         "max_seconds": remaining,
         "seed": seed,

@@ -103,6 +103,18 @@ def test_evaluation_figures(model_folders, dataset, tmp_path):
     assert figures["eval_kl"] == pytest.approx(posterior.kl().mean().item(), rel=1e-4)
 
 
+def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):
+    model = trainer(model_folders, dataset, tmp_path).model.eval()
+    assert dataset.lengths != sorted(dataset.lengths)
+    posterior = encode_latents(model, dataset, batch_size=7, show_progress=False)
+    with torch.no_grad():
+        for row in range(len(dataset)):
+            tokens = torch.tensor([dataset[row]["input_ids"]])
+            values = dataset[row].get("numerical_values")
+            alone = model.encode(tokens, torch.ones_like(tokens), None if values is None else torch.tensor([values]))
+            torch.testing.assert_close(posterior.mean[row : row + 1], alone.mean, atol=1e-2, rtol=0)
+
+
 def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, dataset, tmp_path):
     training = trainer(model_folders, dataset, tmp_path, learning_rate=1e-2, encoder_learning_rate=1e-4)
     groups = training.create_optimizer().param_groups
