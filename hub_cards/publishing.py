@@ -17,7 +17,7 @@ from difflm.pipelines.hub_saving import check_repo_id
 from difflm.pipelines.sharded_sampling import MANIFEST, read_run
 
 
-SPACE_FILES = ("app.py", "latent_map.js", "requirements.txt")
+SPACE_CODE = ("app.py", "latent_map.js")
 
 
 def write_space(folder: str | Path, repo_id: str, target: str | Path) -> Path:
@@ -36,7 +36,7 @@ def write_space(folder: str | Path, repo_id: str, target: str | Path) -> Path:
     target = Path(target)
     target.mkdir(parents=True, exist_ok=True)
     source = files("difflm.hub_cards").joinpath("space")
-    for name in SPACE_FILES:
+    for name in (*SPACE_CODE, "requirements.txt"):
         (target / name).write_text(source.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
     (target / "pipeline.json").write_text(json.dumps({"repo_id": repo_id}) + "\n", encoding="utf-8")
     decoder = str(read_json(Path(folder) / "autoencoder" / "config.json").get("decoder_name_or_path") or "")

@@ -531,15 +531,15 @@ class RecordSchema:
         return {column.name: column.normalize(record.get(column.name)) for column in self.columns}
 
     @cached_property
-    def numerical_columns(self) -> tuple[Column, ...]:
-        """The columns of numbers; categories that are numbers count."""
-        return tuple(column for column in self.columns if column.number_range is not None)
+    def numerical_columns(self) -> dict[str, tuple[float, float]]:
+        """The columns of numbers and their ranges; categories that are numbers count."""
+        return {column.name: column.number_range for column in self.columns if column.number_range is not None}
 
     def numerical_values(self, record: Mapping[str, Any]) -> list[float]:
         """Place of each number of a normalised record in its column's range, 0 to 1; NaN for a missing one."""
         places = []
-        for column in self.numerical_columns:
-            value, (low, high) = record[column.name], column.number_range or (0.0, 0.0)
+        for name, (low, high) in self.numerical_columns.items():
+            value = record[name]
             # A number outside the range gets the nearer end.
             place = 0.0 if value is None or high == low else (min(max(value, low), high) - low) / (high - low)
             places.append(math.nan if value is None else place)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from difflm import DiffLMPipeline
 from difflm.hub_cards.cards import model_card
-from difflm.hub_cards.publishing import write_dataset, write_space
+from difflm.hub_cards.publishing import SPACE_CODE, write_dataset, write_space
 from difflm.pipelines.sharded_sampling import sample_shards
 from difflm.training.data import read_table
 from difflm.training.demo import penguins_csv
@@ -25,7 +25,6 @@ from difflm.training.evaluation.tables import TableSpec
 HERE = Path(__file__).resolve().parent
 # All that a card is rendered from.
 READ = ("model_index.json", "training_log.json", "evaluation.json", "autoencoder/config.json", "denoiser/config.json")
-CODE = ("app.py", "latent_map.js")
 
 
 def build_cards(
@@ -39,7 +38,7 @@ def build_cards(
     card = model_card(target / "model", repo_id=repo_id, license=license, dataset=dataset)
     (target / "model" / "README.md").write_text(str(card), encoding="utf-8")
     write_space(fitted, repo_id, target / "space")
-    for name in CODE:
+    for name in SPACE_CODE:
         (target / "space" / name).unlink()
 
 

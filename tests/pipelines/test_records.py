@@ -332,7 +332,7 @@ def test_numbers_have_places_in_their_ranges():
     rows += [{"n": 20, "x": 0.5, "code": 1, "same": 7, "word": "b", "flag": False}] * 3
     rows += [{"n": 30, "x": None, "code": 2, "same": 7, "word": "c", "flag": True}]
     schema = RecordSchema.infer(rows)
-    assert [column.name for column in schema.numerical_columns] == ["n", "x", "code", "same"]
+    assert list(schema.numerical_columns) == ["n", "x", "code", "same"]
     assert schema.numerical_values(rows[0]) == [0.0, 0.0, 1.0, 0.0]
     last = schema.numerical_values(rows[-1])
     assert math.isnan(last[1]) and [last[0], *last[2:]] == [1.0, 0.5, 0.0]
