@@ -75,14 +75,19 @@ def test_tables_come_from_datasets_too(tabular, data_dir, tmp_path, monkeypatch)
     # load_dataset reads a folder as it reads a repository of that layout.
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     folder = data_dir / "adult"
-    arguments = tabular.argparse.Namespace(data_dir=None, hub_dataset=str(folder), spec=str(folder / "spec.json"))
+    arguments = tabular.argparse.Namespace(
+        dataset="adult", data_dir=None, hub_dataset=str(folder), spec=str(folder / "spec.json")
+    )
     tables, spec = tabular.load(arguments, "adult")
     assert {name: len(table) for name, table in tables.items()} == {"train": 240, "validation": 60, "test": 80}
     assert spec.target == "class" and "group" in spec.categorical
     arguments.data_dir = str(data_dir)
     from_files, _ = tabular.load(arguments, "adult")
     pd.testing.assert_frame_equal(tables["train"][["number"]], from_files["train"][["number"]])
-    arguments.data_dir = arguments.hub_dataset = None
+    arguments.data_dir, arguments.dataset = None, "all"
+    with pytest.raises(SystemExit, match="one table"):
+        tabular.load(arguments, "adult")
+    arguments.hub_dataset = None
     with pytest.raises(SystemExit, match="--hub-dataset"):
         tabular.load(arguments, "adult")
 
@@ -98,9 +103,19 @@ def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, t
     assert {entry["fit"]["prior"] for entry in entries} == {"diffusion", "gaussian", "gmm", "encode"}
     assert len({entry["fit"]["fit_seconds"] for entry in entries}) == 1  # one fit for all of them
     assert all(entry["figures"]["validity_rate"]["mean"] == 1.0 for entry in entries)
-    before = (fits / "adult-0-diffusion-60.parquet").stat().st_mtime_ns
+    before = (fits / "adult-0/rows-diffusion-60.parquet").stat().st_mtime_ns
     assert run(tabular, monkeypatch, *options[:-1], "difflm") == 0
-    assert (fits / "adult-0-diffusion-60.parquet").stat().st_mtime_ns == before
+    assert (fits / "adult-0/rows-diffusion-60.parquet").stat().st_mtime_ns == before
+    # More rows: those that are there are the first of them, as if all were sampled at once.
+    options[options.index(60)] = 70
+    assert run(tabular, monkeypatch, *options[:-1], "difflm") == 0
+    added = pd.read_parquet(fits / "adult-0/rows-diffusion-70.parquet")
+    for rows in (60, 70):
+        (fits / f"adult-0/rows-diffusion-{rows}.parquet").unlink()
+    assert run(tabular, monkeypatch, *options[:-1], "difflm") == 0
+    with pytest.raises(SystemExit, match="holds a fit of"):
+        run(tabular, monkeypatch, *options[:-1], "difflm", "--budget-minutes", 7)
+    pd.testing.assert_frame_equal(added, pd.read_parquet(fits / "adult-0/rows-diffusion-70.parquet"))
 
 
 def test_unknown_method(tabular, monkeypatch, capsys):

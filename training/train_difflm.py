@@ -141,7 +141,7 @@ def fit(
         RecordDataset(part, schema, encoder_tokenizer, decoder_tokenizer, model.config.eos_token_id, max_length)
         for part in (train, held_out)
     ]
-    started = time.monotonic()
+    started, busy = time.monotonic(), time.process_time()
     log: dict[str, Any] = {"seed": seed, "rows": len(train), "validation_rows": len(held_out)}
     if finished is not None:
         logger.info("The autoencoder is fitted already: going on with the denoiser.")
@@ -217,6 +217,7 @@ def fit(
     }
     log["hardware"] = hardware(model.device)
     log["fit_seconds"] = log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds
+    log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)
 
     pipeline = DiffLMPipeline(
         autoencoder=model.eval(),

@@ -46,6 +46,8 @@ def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.Data
     if arguments.data_dir is None:
         if arguments.hub_dataset is None or arguments.spec is None:
             raise SystemExit("give --data-dir, or --hub-dataset and --spec")
+        if arguments.dataset == "all":
+            raise SystemExit("--hub-dataset holds one table: say which with --dataset")
         from datasets import load_dataset
 
         loaded = load_dataset(arguments.hub_dataset)
@@ -78,46 +80,65 @@ def rows_wanted(arguments: argparse.Namespace, tables: dict[str, pd.DataFrame]) 
 def sample_difflm(
     prior: str, tables: dict[str, pd.DataFrame], arguments: argparse.Namespace, seed: int, folder: Path
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit a DiffLM within the budget and sample it, unless ``folder`` and the table beside it hold the results."""
+    """Fit a DiffLM within the budget and sample it, unless ``folder`` holds the results."""
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.train_difflm import fit
 
     details: dict[str, Any] = {"preset": arguments.preset, "prior": prior}
     if not (folder / "model_index.json").is_file():
-        train, validation = tables["train"], tables["validation"]
         fit(
-            train,
+            tables["train"],
             folder,
             preset=arguments.preset,
             seed=seed,
             max_minutes=arguments.budget_minutes,
-            validation=validation,
-            resume=folder.exists(),
+            validation=tables["validation"],
+            overwrite=True,  # one that was cut off would get more than the budget if it went on
+        )
+    budget = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))["settings"]["max_minutes"]
+    if budget != arguments.budget_minutes:
+        raise SystemExit(
+            f"{folder} holds a fit of {budget} minutes, not {arguments.budget_minutes}: name another folder"
         )
     # From the log: a fit that is used again, for another prior say, took as long.
     log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
     details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
-    if "hardware" in log:
-        details["hardware"] = log["hardware"]
+    details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
+    details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds") if name in log}
     details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
     count = rows_wanted(arguments, tables)
-    kept = folder.with_name(f"{folder.name}-{prior}-{count}.parquet")
+    kept = folder / f"rows-{prior}-{count}.parquet"
     notes = kept.with_suffix(".json")
     if kept.is_file() and notes.is_file():
         return pd.read_parquet(kept), details | json.loads(notes.read_text(encoding="utf-8"))
+    # Row i depends on the seed and i alone: rows sampled before, say of a run without --quantity, are the first.
+    parts, before = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
+    for fewer in sorted(folder.glob("rows-diffusion-*.parquet"), key=_count, reverse=True):
+        if prior == "diffusion" and _count(fewer) < count and fewer.with_suffix(".json").is_file():
+            parts.append(pd.read_parquet(fewer))
+            before = json.loads(fewer.with_suffix(".json").read_text(encoding="utf-8"))
+            break
+    done = sum(map(len, parts))
     pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
     latents = None
     if prior != "diffusion":
         # Ten thousand rows are enough for a mixture; encoding more takes minutes.
         records = subsample(tables["train"], 10_000, seed)
         latents = pipe.prior_latents(prior, count, records=records, seed=seed)
-    result = pipe(num_samples=count, seed=seed, latents=latents)
-    rows = result.to_pandas()
-    sampled = {"sample_seconds": round(time.monotonic() - started, 1)}
-    sampled["validity_rate"] = float(result.valid_first_attempt)
+    result = pipe(num_samples=count - done, seed=seed, latents=latents, first_row=done)
+    rows = pd.concat([*parts, result.to_pandas()], ignore_index=True)
+    valid = done * before["validity_rate"] + (count - done) * float(result.valid_first_attempt)
+    sampled = {
+        "sample_seconds": round(before["sample_seconds"] + time.monotonic() - started, 1),
+        "validity_rate": valid / count,
+    }
     write_atomically(kept, rows.to_parquet)
     write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
     return rows, details | sampled
+
+
+def _count(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def run_baseline(
@@ -143,7 +164,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
     if arguments.train_rows and len(train) > arguments.train_rows:
         train = train.sample(arguments.train_rows, random_state=seed).reset_index(drop=True)
     entry: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed, "train_rows": len(train)}
-    entry["budget_minutes"] = arguments.budget_minutes
+    entry |= {"budget_minutes": arguments.budget_minutes, "sample_minutes": arguments.sample_minutes}
     model: Baseline | None = None
     try:
         if method in PRIORS:
@@ -153,6 +174,10 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         else:
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
             rows, details = run_baseline(model, train, spec, seed, rows_wanted(arguments, tables))
+            if arguments.fit_dir:  # so that they can be judged again
+                folder = Path(arguments.fit_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / f"{dataset}-{method}-{seed}.parquet", rows.to_parquet)
     except (BaselineUnavailableError, EvaluationError) as error:
         # How far it came: a model that wrote no record was fitted all the same.
         return entry | {"not_run": str(error), "fit": model.details if model else {}}
@@ -235,7 +260,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
     parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")
     parser.add_argument("--preset", default="small", help="of DiffLM (default: small)")
-    parser.add_argument("--fit-dir", metavar="DIR", help="keep DiffLM's fits here and reuse them (default: temporary)")
+    parser.add_argument(
+        "--fit-dir", metavar="DIR", help="keep every method's rows and DiffLM's fits here; the fits are used again"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONs")
     parser.add_argument("--render", action="store_true", help="write README.md from the JSONs; nothing is run")
     parser.add_argument("--check", action="store_true", help="with --render: only compare")

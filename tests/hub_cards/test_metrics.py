@@ -65,6 +65,22 @@ def test_metrics_that_need_a_holdout_say_so(tables):
             evaluate.load(str(ROOT / name)).compute(real=real, synthetic=synthetic, target="y")
 
 
+def test_settings_reach_the_metric(tables):
+    real, synthetic, holdout = tables
+    detection = evaluate.load(str(ROOT / "detection"))
+    one, other, both = (
+        detection.compute(real=real, synthetic=synthetic, seed=seed, seeds=seeds)["xgboost_auc"]
+        for seed, seeds in ((0, 1), (1, 1), (0, 2))
+    )
+    assert one != other and both == pytest.approx((one + other) / 2)
+    efficiency = evaluate.load(str(ROOT / "machine_learning_efficiency"))
+    real, synthetic, holdout = (part.assign(y=np.exp(part["x"] + 3)) for part in (real, synthetic, holdout))
+    settings = {"real": real, "synthetic": synthetic, "holdout": holdout, "target": "y", "seeds": 1}
+    plain, logarithm = (efficiency.compute(**settings, log_target=log_target) for log_target in (False, True))
+    assert plain["metric"] == logarithm["metric"] == "rmse"
+    assert logarithm["mle"] < 0.5 < plain["mle"]
+
+
 def test_validity_is_measured_on_texts():
     metric = evaluate.load(str(ROOT / "validity_rate"))
     real = [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]

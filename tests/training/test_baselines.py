@@ -169,14 +169,18 @@ def test_the_committed_table_comes_from_its_figures(renderer):
 
 def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     entry = {"dataset": "magic", "method": "ctgan", "train_rows": 10, "budget_minutes": 45.0, "sampled_rows": 1234}
-    entry["fit"] = {"fit_seconds": 3, "fit_cpu_seconds": 2.5, "epochs": 17.25}
+    entry["fit"] = {"fit_seconds": 3, "fit_cpu_seconds": 2.5, "epochs": 17.25, "sample_seconds": 6.2}
     entry["hardware"] = "x86_64 CPU, 1 thread"
-    entry["figures"] = {"shape_error": {"mean": 7.25}, "mle": {"mean": 0.91, "std": 0.002}}
+    entry["figures"] = {
+        "shape_error": {"mean": 7.25},
+        "shape_error_of_holdout": {"mean": 1.5},
+        "mle": {"mean": 0.91, "std": 0.002},
+    }
     (tmp_path / "magic-ctgan-0.json").write_text(json.dumps(entry))
     failed = {"dataset": "magic", "method": "great", "train_rows": 10, "not_run": "no such package"}
     (tmp_path / "magic-great-0.json").write_text(json.dumps(failed))
     text = renderer.render(tmp_path)
-    assert "| ctgan | 1 | 45 | x86_64 CPU, 1 thread | 10 | 3 | 2 | 17.2 | 1,234 | 7.25 |" in text
+    assert "| ctgan | 1 | 45 | x86_64 CPU, 1 thread | 10 | 3 | 2 | 17.25 | 1,234 | 6 | 7.25 | 1.50 |" in text
     assert "0.910 ± 0.002" in text
     assert "| great | not run: no such package |" in text
     # A fit made elsewhere than it is judged says so itself.

@@ -8,6 +8,7 @@ import pytest
 
 from difflm.training.evaluation.distributions import (
     copies,
+    correlations,
     distance_to_closest_record,
     fitting_rows,
     missing_rate_errors,
@@ -17,6 +18,7 @@ from difflm.training.evaluation.distributions import (
 )
 from difflm.training.evaluation.figures import evaluate_tables
 from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
+from difflm.training.evaluation.privacy import privacy_risks
 from difflm.training.evaluation.tables import (
     ColumnMismatchError,
     Distances,
@@ -77,6 +79,8 @@ def test_columns_must_match(spec):
         prepare(table().assign(x="high"), spec)
     with pytest.raises(EvaluationError, match="no rows"):
         prepare(table().head(0), spec)
+    with pytest.raises(ColumnMismatchError, match="lacks 7"):
+        prepare(pd.DataFrame({"x": [1.0]}), TableSpec((7,), ()))
 
 
 def test_one_spelling_for_equal_categories():
@@ -85,6 +89,27 @@ def test_one_spelling_for_equal_categories():
     assert shape_errors(real, synthetic, spec) == {"code": 0.0}
     flags = TableSpec((), ("flag",))
     assert shape_errors(pd.DataFrame({"flag": [True]}), pd.DataFrame({"flag": ["TRUE"]}), flags) == {"flag": 0.0}
+
+
+@pytest.mark.parametrize("text", ["007", "1_0", "1e3", "12345678901234567890", " 7", "1.50", "missing", "-0.5"])
+def test_texts_that_only_look_like_numbers_stay_as_they_are(text):
+    assert prepare(pd.DataFrame({"k": [text]}), TableSpec((), ("k",)))["k"].tolist() == [text]
+
+
+def test_a_category_named_missing_is_not_a_missing_one():
+    spec = TableSpec((), ("a", "b"))
+    real = pd.DataFrame({"a": ["missing", "x"] * 10, "b": ["l", "r"] * 10})
+    assert trend_errors(real, real.replace({"a": {"missing": None}}), spec) == pytest.approx({("a", "b"): 50.0})
+
+
+def test_correlations_of_two_tables_rank_categories_alike():
+    spec = TableSpec(("n",), ("k",))
+    real = pd.DataFrame({"n": [0.0, 0.0, 0.0, 1.0, 1.0], "k": ["l", "l", "l", "h", "h"]})
+    mirrored = pd.DataFrame({"n": [0.0, 0.0, 1.0, 1.0, 1.0], "k": ["l", "l", "h", "h", "h"]})
+    # Ranked by its own frequencies, the more frequent "h" would come first and the sign would flip.
+    assert correlations(mirrored, spec, ranked_by=real).loc["n", "k"] == pytest.approx(1.0)
+    assert correlations(real, spec).loc["n", "k"] == pytest.approx(1.0)
+    assert correlations(mirrored, spec).loc["n", "k"] == pytest.approx(-1.0)
 
 
 def test_shape_error_of_known_tables(spec):
@@ -137,6 +162,9 @@ def test_copies_of_training_rows_are_nearer_to_them(spec):
     assert distance_to_closest_record(train, holdout, train, spec).share_percent == 100.0
     assert distance_to_closest_record(train, holdout, holdout, spec).share_percent == 0.0
     assert distance_to_closest_record(train, train, table(seed=2), spec).share_percent == 50.0
+    # Only a third of the training rows are drawn beside the small holdout; distances are to all of them.
+    found = distance_to_closest_record(train, holdout.head(100), train, spec)
+    assert found.to_all_train.max() == 0.0 and (found.to_train > 0).mean() > 0.5
 
 
 def test_precision_and_recall(spec):
@@ -198,6 +226,23 @@ def test_efficiency_with_a_class_never_sampled():
     spec = TableSpec.infer(real, target="y")
     synthetic = real[real["y"] != "2"]
     assert 0 <= machine_learning_efficiency(real, synthetic, real, spec, seeds=1, grid=ONE).scores[0] <= 1
+    only_new = real.assign(y="7").assign(y=["7", "8"] * 150)
+    with pytest.raises(TargetError, match="two of the real table's values"):
+        machine_learning_efficiency(real, real, only_new, spec, seeds=1, grid=ONE)
+
+
+def test_efficiency_is_seeded():
+    real, test = table(), table(seed=1)
+    spec = TableSpec.infer(real, target="y")
+
+    def scores(seeds, seed):
+        return machine_learning_efficiency(
+            real, real, test, spec, validation=table(seed=2), seeds=seeds, seed=seed, grid=ONE
+        ).scores
+
+    both = scores(2, 4)
+    assert both[0] != both[1]
+    assert scores(1, 4) == both[:1] and scores(1, 5) == both[1:]
 
 
 def test_efficiency_of_a_regression():
@@ -218,6 +263,10 @@ def test_everything_in_one_call(spec):
         result.figures
     )
     assert result.skipped == {}
+    # Independent draws of one distribution: the synthetic rows are as good as unseen ones.
+    for name in ("shape_error", "trend_error"):
+        assert 0 < result.figures[f"{name}_of_holdout"]["mean"] < 10
+        assert 0 < result.figures[name]["mean"] < 10
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["details"]["rows"]["synthetic"] == 300
 
 
@@ -225,3 +274,31 @@ def test_what_cannot_be_measured_is_named(spec):
     result = evaluate_tables(table(), table(4), spec, seeds=1)
     assert set(result.skipped) == {"dcr", "detection", "mle"}
     assert "shape_error" in result.figures
+
+
+def test_attacks_are_seeded_and_see_published_training_rows():
+    pytest.importorskip("anonymeter")
+
+    def numbers(seed):
+        return pd.DataFrame(np.random.default_rng(seed).normal(size=(200, 4)), columns=list("abcd"))
+
+    train, unseen = numbers(0), numbers(1)
+    spec = TableSpec.infer(train)
+
+    def risks(rows):
+        found = privacy_risks(train, unseen, rows, spec, attacks=("linkability", "singling_out"), num_attacks=30)
+        found["linkability"].pop("baseline_rate")  # anonymeter draws it from a generator that cannot be seeded
+        return found
+
+    published = risks(train)
+    assert published == risks(train)
+    for attack, risk in risks(numbers(2)).items():
+        assert risk["attack_rate"] < published[attack]["attack_rate"]
+        assert risk["risk"] < 0.5 * published[attack]["risk"]
+
+
+def test_an_attack_with_too_few_guesses_is_not_counted_as_failed():
+    pytest.importorskip("anonymeter")
+    flags = pd.DataFrame({"a": [True, False] * 50, "b": [True, True, False, False] * 25})
+    with pytest.raises(EvaluationError, match="found only 4 queries"):
+        privacy_risks(flags, flags, flags, TableSpec.infer(flags), attacks=("singling_out",))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import Distances, EvaluationError, TableSpec, prepare, subsample
+from difflm.training.evaluation.tables import MISSING, Distances, EvaluationError, TableSpec, prepare, subsample
 from difflm.training.table_comparison import shape_error_percent
 
 
@@ -26,12 +26,17 @@ def shape_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -
     return {name: shape_error_percent(real[name], synthetic[name]) for name in spec.columns}
 
 
-def correlations(table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
-    """Pearson correlations of the numbers, with categories as the rank of their frequency; undefined ones are 0."""
+def correlations(table: pd.DataFrame, spec: TableSpec, *, ranked_by: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Pearson correlations of the numbers and the categories' ranks; undefined ones are 0.
+
+    A category's rank is that of its frequency in ``ranked_by`` (default: the table itself): two tables can only be
+    compared with the same ranks. Categories that do not occur there are left out.
+    """
     prepared = prepare(table, spec, "the table")
+    ranking = prepared if ranked_by is None else prepare(ranked_by, spec, "the table of the ranks")
     for name in spec.categorical:
-        counts = prepared[name].value_counts()
-        prepared[name] = prepared[name].map({value: rank for rank, value in enumerate(counts.index)}).astype(float)
+        ranks = {value: rank for rank, value in enumerate(ranking[name].value_counts().index)}
+        prepared[name] = prepared[name].map(ranks).astype(float)
     return prepared.corr().fillna(0.0)
 
 
@@ -59,9 +64,9 @@ def trend_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -
         edges = np.histogram_bin_edges(present, bins=10) if len(present) else np.array([0.0, 1.0])
         for table, target in ((real, binned_real), (synthetic, binned_synthetic)):
             bins = pd.Series(np.digitize(table[name], edges[1:-1]).astype(str))
-            target[name] = bins.where(table[name].notna(), "missing")
+            target[name] = bins.where(table[name].notna(), MISSING)
     for name in spec.categorical:
-        binned_real[name], binned_synthetic[name] = (t[name].fillna("missing") for t in (real, synthetic))
+        binned_real[name], binned_synthetic[name] = (t[name].fillna(MISSING) for t in (real, synthetic))
 
     def correlation(table: pd.DataFrame, pair: list[str]) -> float:
         rows = table[pair].dropna()
@@ -156,13 +161,16 @@ class ClosestRecords:
     Parameters
     ----------
     to_train, to_holdout
-        Of each synthetic row; shape (rows,).
+        Of each synthetic row, to as many training rows as the holdout has, and to the holdout; shape (rows,).
+    to_all_train
+        To all training rows.
     share_percent
         Rows nearer to train than to the holdout; ties count half. 50 is ideal.
     """
 
     to_train: npt.NDArray[np.float64]
     to_holdout: npt.NDArray[np.float64]
+    to_all_train: npt.NDArray[np.float64]
     share_percent: float
 
 
@@ -191,7 +199,7 @@ def distance_to_closest_record(
     seed
         Of the draws.
     max_rows, max_references
-        Most synthetic rows, and most rows of each of the two references.
+        Most synthetic rows, and most rows of each of the two references of equal size.
     """
     real, holdout = prepare(real, spec, "the real table"), prepare(holdout, spec, "the holdout")
     rows = subsample(prepare(synthetic, spec), max_rows, seed)
@@ -201,7 +209,7 @@ def distance_to_closest_record(
     to_holdout = distances.to_nearest(rows, subsample(holdout, size, seed))
     tied = np.isclose(to_train, to_holdout, rtol=0.0, atol=1e-12)
     share = np.where(tied, 0.5, to_train < to_holdout).mean()
-    return ClosestRecords(to_train, to_holdout, 100.0 * float(share))
+    return ClosestRecords(to_train, to_holdout, distances.to_nearest(rows, real), 100.0 * float(share))
 
 
 def precision_recall(
@@ -246,11 +254,13 @@ def precision_recall(
     if size < 2:
         raise EvaluationError("alpha-precision needs at least two rows of each table")
     for table in tables:
-        table[list(spec.categorical)] = table[list(spec.categorical)].fillna("\0missing")
+        table[list(spec.categorical)] = table[list(spec.categorical)].fillna(MISSING)
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    # Both tables' categories: one that was invented is as far from every real row as a wrong one.
+    known = [np.unique(np.concatenate([table[name] for table in tables]).astype(str)) for name in spec.categorical]
     encoder = make_column_transformer(
         (make_pipeline(fill, StandardScaler()), list(spec.numerical)),
-        (OneHotEncoder(handle_unknown="ignore"), list(spec.categorical)),
+        (OneHotEncoder(categories=known), list(spec.categorical)),
         sparse_threshold=0.0,
     ).fit(tables[0])
     points, sampled = (encoder.transform(subsample(table, size, seed)) for table in tables)

@@ -21,7 +21,7 @@ from difflm.training.evaluation.distributions import (
 )
 from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
 from difflm.training.evaluation.privacy import AttackUnavailableError, privacy_risks
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
 
 
 @dataclass
@@ -81,7 +81,6 @@ def evaluate_tables(
     seeds: int = 5,
     seed: int = 0,
     attacks: Sequence[str] = (),
-    mle_rows: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Measure everything that the given tables allow.
@@ -99,13 +98,11 @@ def evaluate_tables(
     validation
         Real rows to choose the efficiency's settings on; default: a tenth of ``real``.
     seeds
-        Repetitions of efficiency and detection.
+        Repetitions of efficiency, and of detection (at most 3).
     seed
         Of every draw.
     attacks
         Privacy attacks to make.
-    mle_rows
-        Learn from at most so many synthetic rows; default: all.
     progress
         Is told each step.
 
@@ -140,6 +137,13 @@ def evaluate_tables(
             reference = copies(real, holdout, spec)
             result.add("copy_rate_of_holdout", reference.copy_rate)
             result.add("duplicate_rate_of_holdout", reference.duplicate_rate)
+            # What chance alone does to so many rows: no generator can be expected to stay below.
+            unseen = subsample(holdout, len(synthetic), seed)
+            result.details["rows"]["floor"] = len(unseen)
+            result.add("shape_error_of_holdout", float(np.mean(list(shape_errors(real, unseen, spec).values()))))
+            if pairs:
+                errors = trend_errors(real, unseen, spec).values()
+                result.add("trend_error_of_holdout", float(np.mean(list(errors))))
 
     def detectors() -> None:
         for name in ("xgboost", "logistic"):
@@ -157,12 +161,9 @@ def evaluate_tables(
     def efficiency() -> None:
         if holdout is None:
             raise EvaluationError("machine-learning efficiency needs a holdout")
-        rows = (
-            synthetic
-            if mle_rows is None or len(synthetic) <= mle_rows
-            else synthetic.sample(mle_rows, random_state=seed)
+        found = machine_learning_efficiency(
+            real, synthetic, holdout, spec, validation=validation, seeds=seeds, seed=seed
         )
-        found = machine_learning_efficiency(real, rows, holdout, spec, validation=validation, seeds=seeds)
         result.add("mle", *found.scores)
         result.details["mle"] = {"metric": found.metric, "settings": found.settings, "validation": found.validation}
 
@@ -172,7 +173,7 @@ def evaluate_tables(
         result.closest = distance_to_closest_record(real, holdout, synthetic, spec, seed=seed)
         result.add("dcr_share", result.closest.share_percent)
         for quantile in (5, 50):
-            result.add(f"dcr_p{quantile:02d}", float(np.percentile(result.closest.to_train, quantile)))
+            result.add(f"dcr_p{quantile:02d}", float(np.percentile(result.closest.to_all_train, quantile)))
 
     def attack() -> None:
         if holdout is None:

@@ -11,7 +11,7 @@ import pandas as pd
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.distributions import correlations
 from difflm.training.evaluation.figures import Evaluation
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
 from difflm.training.report import REAL, STYLE, SYNTHETIC, THIRD, _inline, _new_figure, _shorten, plot_column
 
 
@@ -40,7 +40,7 @@ MAX_LATENTS = 500
 
 def plot_correlation_difference(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> str:
     """Draw the difference of the two tables' correlations as a heat map, as a data URI."""
-    difference = correlations(synthetic, spec) - correlations(real, spec)
+    difference = correlations(synthetic, spec, ranked_by=real) - correlations(real, spec)
     size = min(9.0, 3.0 + 0.28 * len(difference))
     figure, axes = _new_figure(size + 1.2, size)
     image = axes.imshow(difference, cmap="RdBu_r", vmin=-0.5, vmax=0.5)
@@ -87,14 +87,19 @@ def plot_roc(result: Evaluation) -> str:
     return _inline(figure)
 
 
+def _mapped(rows: Any) -> Any:
+    """The rows, of a table or a column of it, whose latents are drawn: first rows of a sorted table would mislead."""
+    return subsample(rows, MAX_LATENTS, seed=0)
+
+
 def latent_pair(
     pipeline: str, real: pd.DataFrame, synthetic: pd.DataFrame
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Encode the first rows of both tables with a fitted pipeline; each array has the shape (rows, latent size)."""
+    """Encode rows of both tables with a fitted pipeline; each array has the shape (rows, latent size)."""
     from difflm.pipelines import DiffLMPipeline
 
     pipe = DiffLMPipeline.from_pretrained(pipeline)
-    tables = (table.head(MAX_LATENTS) for table in (real, synthetic))
+    tables = (_mapped(table) for table in (real, synthetic))
     first, second = (pipe.encode(pipe.schema.to_records(table)).cpu().float().numpy() for table in tables)
     return first, second
 
@@ -111,7 +116,7 @@ def plot_latent_map(
     )
     figure, axes = _new_figure(6.4, 4.6)
     parts = (points[: len(latents[0])], points[len(latents[0]) :])
-    names = sorted(set(targets[0].dropna()))[:8] if not number else []
+    names = list(targets[0].value_counts().index[:8]) if not number else []
     for part, values, marker, label in zip(parts, targets, ("o", "x"), ("real", "synthetic"), strict=True):
         if number:
             low, high = targets[0].quantile([0.02, 0.98])
@@ -165,7 +170,7 @@ def render_evaluation(
             plots.append(("Can a classifier tell them apart?", plot_roc(result)))
         if latents is not None:
             name = spec.target or spec.columns[0]
-            targets = (left[name].head(len(latents[0])), right[name].head(len(latents[1])))
+            targets = (_mapped(left[name]), _mapped(right[name]))
             plots.append(("Latents (t-SNE)", plot_latent_map(latents, targets, name, name in spec.numerical)))
     shown = [
         (*TITLES.get(name, (name.replace("_", " "), "")), _value(result.figures[name]))

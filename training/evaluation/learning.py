@@ -1,6 +1,7 @@
 """Figures that need a learner: machine-learning efficiency and detection (the classifier two-sample test)."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ def machine_learning_efficiency(
     *,
     validation: pd.DataFrame | None = None,
     seeds: int = 5,
+    seed: int = 0,
     grid: tuple[dict[str, Any], ...] = GRID,
 ) -> Efficiency:
     """Fit XGBoost on synthetic rows and score it on real ones.
@@ -99,6 +101,8 @@ def machine_learning_efficiency(
         Real rows; default: a tenth of ``real``, set aside from it, and from ``synthetic`` if that is the same object.
     seeds
         Number of fits with the chosen settings.
+    seed
+        Of the first fit (the next ones count up), and of the validation rows set aside.
     grid
         XGBoost settings to choose from.
 
@@ -116,7 +120,8 @@ def machine_learning_efficiency(
         raise TargetError("machine-learning efficiency needs a target")
     if validation is None:
         same = synthetic is real
-        chosen = real.sample(frac=0.1, random_state=0).index
+        real = real.reset_index(drop=True)
+        chosen = real.sample(frac=0.1, random_state=seed).index
         validation, real = real.loc[chosen], real.drop(chosen)
         synthetic = real if same else synthetic
     tables = {"real": real, "synthetic": synthetic, "test": test, "validation": validation}
@@ -135,12 +140,12 @@ def machine_learning_efficiency(
         zip(prepared, with_categories(*(table[features] for table in prepared.values()), spec=parts), strict=True)
     )
     if spec.task == "regression":
-        return _regression(encoded, targets, spec, seeds, grid)
-    return _classification(encoded, targets, spec, seeds, grid)
+        return _regression(encoded, targets, spec, range(seed, seed + seeds), grid)
+    return _classification(encoded, targets, spec, range(seed, seed + seeds), grid)
 
 
 def _regression(
-    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: int, grid: Any
+    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: Sequence[int], grid: Any
 ) -> Efficiency:
     from xgboost import XGBRegressor
 
@@ -154,9 +159,9 @@ def _regression(
         model.fit(rows["synthetic"], labels["synthetic"], eval_set=held_out, verbose=False)
         return model, float(model.best_score)
 
-    best = min(grid, key=lambda settings: fit(settings, 0)[1])
+    best = min(grid, key=lambda settings: fit(settings, seeds[0])[1])
     scores, validation = [], []
-    for seed in range(seeds):
+    for seed in seeds:
         model, score = fit(best, seed)
         errors = model.predict(rows["test"]) - labels["test"].to_numpy()
         scores.append(float(np.sqrt(np.mean(errors**2))))
@@ -165,7 +170,7 @@ def _regression(
 
 
 def _classification(
-    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: int, grid: Any
+    rows: dict[str, pd.DataFrame], targets: dict[str, pd.Series], spec: TableSpec, seeds: Sequence[int], grid: Any
 ) -> Efficiency:
     from xgboost import XGBClassifier
 
@@ -174,9 +179,12 @@ def _classification(
     keep = {name: values.isin(names).to_numpy() for name, values in targets.items()}
     rows = {name: table[keep[name]] for name, table in rows.items()}
     codes = {name: np.array([names.index(v) for v in values[keep[name]]]) for name, values in targets.items()}
+    for name in ("test", "validation"):
+        if len(np.unique(codes[name])) < 2:
+            raise TargetError(f"the {name} table needs at least two of the real table's values of {spec.target!r}")
     learnt = np.unique(codes["synthetic"])
     if len(learnt) < 2:
-        return Efficiency("auc", (0.5,) * seeds, {}, 0.5)
+        return Efficiency("auc", (0.5,) * len(seeds), {}, 0.5)
 
     def predict(model: Any, table: pd.DataFrame) -> npt.NDArray[Any]:
         probabilities = np.zeros((len(table), len(names)))
@@ -195,9 +203,9 @@ def _classification(
         model.fit(rows["synthetic"], [position[v] for v in codes["synthetic"]], eval_set=held_out, verbose=False)
         return model, _auc(codes["validation"], predict(model, rows["validation"]))
 
-    best = max(grid, key=lambda settings: fit(settings, 0)[1])
+    best = max(grid, key=lambda settings: fit(settings, seeds[0])[1])
     scores, validation = [], []
-    for seed in range(seeds):
+    for seed in seeds:
         model, score = fit(best, seed)
         scores.append(_auc(codes["test"], predict(model, rows["test"])))
         validation.append(score)

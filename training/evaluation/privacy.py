@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
+from difflm.training.evaluation.tables import MISSING, EvaluationError, TableSpec, prepare, subsample
 
 
 ATTACKS = ("singling_out", "linkability", "inference")
+MIN_GUESSES = 10
+# Few columns have few queries that single a row out: do not look for more for hours.
+MAX_ATTEMPTS = 20_000
 
 
 class AttackUnavailableError(ImportError):
@@ -25,6 +28,25 @@ def _evaluators() -> Any:
             "(its own requirements exclude NumPy 2)"
         ) from error
     return evaluators
+
+
+def _singling_out_guesses(synthetic: pd.DataFrame, wanted: int, columns: int, seed: int) -> int:
+    """How many queries anonymeter finds: it would count those that it did not find as failed."""
+    import polars
+    from anonymeter.evaluators.singling_out_evaluator import multivariate_singling_out_queries
+
+    made = len(
+        multivariate_singling_out_queries(
+            df=polars.DataFrame(synthetic).unique(maintain_order=True),
+            n_queries=wanted,
+            n_cols=columns,
+            max_attempts=MAX_ATTEMPTS,
+            rng=np.random.default_rng(seed),
+        )
+    )
+    if made < MIN_GUESSES:
+        raise EvaluationError(f"the singling_out attack found only {made} queries that single a row out")
+    return made
 
 
 def privacy_risks(
@@ -56,13 +78,14 @@ def privacy_risks(
     secret
         Column to infer from all others; default: the target, else the last column.
     seed
-        Of the draws; anonymeter's own random choices are seeded by it as well.
+        Of the draws, anonymeter's as well (but for the baseline of linkability, which it does not let us seed).
 
     Returns
     -------
     dict
         Attack to ``risk`` (0 to 1, what the synthetic rows give away beyond the control), ``low`` and ``high`` (95 %
-        interval), ``attack_rate`` and ``control_rate``.
+        interval), ``attack_rate``, ``control_rate`` and ``baseline_rate`` (random guesses: an attack that does no
+        better shows nothing).
 
     Raises
     ------
@@ -84,15 +107,15 @@ def privacy_risks(
     tables = {}
     for key, (table, name) in named.items():
         rows = subsample(prepare(table, spec, name), max_rows, seed)
-        rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna("missing")
+        rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna(MISSING)
         tables[key] = rows
     for name in spec.numerical:
         middle = tables["ori"][name].median()
         for rows in tables.values():
             rows[name] = rows[name].fillna(middle if np.isfinite(middle) else 0.0)
     guesses = min(num_attacks, *map(len, tables.values()))
-    if guesses < 10:
-        raise EvaluationError("privacy attacks need at least 10 rows of each table")
+    if guesses < MIN_GUESSES:
+        raise EvaluationError(f"privacy attacks need at least {MIN_GUESSES} rows of each table")
     secret = secret or spec.target or spec.columns[-1]
     others = [name for name in spec.columns if name != secret]
     risks: dict[str, dict[str, float]] = {}
@@ -103,9 +126,9 @@ def privacy_risks(
         try:
             if attack == "singling_out":
                 columns = min(4, len(spec.columns))
-                # Few columns have few queries that single a row out: do not look for more for hours.
+                made = _singling_out_guesses(tables["syn"], guesses, columns, seed)
                 attacker = evaluators.SinglingOutEvaluator(
-                    n_attacks=guesses, n_cols=columns, max_attempts=20_000, **tables
+                    n_attacks=made, n_cols=columns, max_attempts=MAX_ATTEMPTS, seed=seed, **tables
                 )
                 attacker.evaluate(mode="multivariate")
             elif attack == "linkability":
@@ -131,5 +154,6 @@ def privacy_risks(
             "high": float(risk.ci[1]),
             "attack_rate": float(result.attack_rate.value),
             "control_rate": float(result.control_rate.value),
+            "baseline_rate": float(result.baseline_rate.value),
         }
     return risks

@@ -1,5 +1,6 @@
 """Real and synthetic tables made comparable: which columns are numbers, and one spelling for every category."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,10 @@ class ColumnMismatchError(EvaluationError):
 
 class TargetError(EvaluationError):
     """The target column is missing, constant or of the wrong type for the task."""
+
+
+# Stands for a missing category where a library cannot take one; no table holds it.
+MISSING = "\0missing"
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,10 @@ class TableSpec:
 def canonical_text(value: Any) -> str:
     """Spell a category so that 1, 1.0 and "1", or True and "True", are the same one."""
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}.get(value, value)
-        return str(int(number)) if np.isfinite(number) and number == int(number) else value
+        # "1.0" is a code that pandas has read as a float; "007", "1_0" and "1e3" are texts.
+        if whole := re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?", value):
+            return whole[1]
+        return {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}.get(value, value)
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
     if isinstance(value, float | np.floating) and np.isfinite(value) and value == int(value):
@@ -176,7 +180,7 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
     missing = [column for column in spec.columns if column not in table.columns]
     extra = [str(column) for column in table.columns if column not in spec.columns]
     if missing or extra:
-        parts = [f"lacks {', '.join(missing)}"] if missing else []
+        parts = [f"lacks {', '.join(map(str, missing))}"] if missing else []
         parts += [f"has unexpected {', '.join(extra)}"] if extra else []
         raise ColumnMismatchError(f"{name} {' and '.join(parts)}: give it the columns of the real table")
     if table.empty:

@@ -2,43 +2,16 @@
 
 from typing import Any
 
-import datasets
-import evaluate
-
 from difflm.training.evaluation import distributions
-from difflm.training.evaluation.tables import TableSpec, as_table
+from difflm.training.evaluation.table_metric import TableMetric, Tables
 
 
-class AlphaPrecision(evaluate.Metric):
+class AlphaPrecision(TableMetric):
     """Alpha-precision and beta-recall; see README.md beside this file."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description="Alpha-precision and beta-recall. See README.md.",
-            citation="",
-            inputs_description="real, synthetic, holdout: DataFrame, datasets.Dataset or list of dict",
-            features=features,
+    def measure(self, tables: Tables) -> dict[str, Any]:
+        """Return the figures that README.md names."""
+        precision, recall = distributions.precision_recall(
+            tables.real, tables.synthetic, tables.spec, seed=tables.seed
         )
-
-    def compute(self, *, real: Any, synthetic: Any, **settings: Any) -> dict[str, Any]:
-        """Measure ``synthetic`` beside ``real``; see README.md for the settings and figures."""
-        return self._compute(real=real, synthetic=synthetic, **settings)
-
-    def _compute(
-        self,
-        *,
-        real: Any,
-        synthetic: Any,
-        holdout: Any = None,
-        validation: Any = None,
-        target: str | None = None,
-        categorical: tuple[str, ...] = (),
-        seed: int = 0,
-        seeds: int = 5,
-    ) -> dict[str, Any]:
-        real, synthetic, holdout = as_table(real), as_table(synthetic), as_table(holdout)
-        spec = TableSpec.infer(real, target=target, categorical=categorical)
-        precision, recall = distributions.precision_recall(real, synthetic, spec, seed=seed)
         return {"alpha_precision": precision, "beta_recall": recall}

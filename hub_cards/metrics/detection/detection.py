@@ -2,46 +2,25 @@
 
 from typing import Any
 
-import datasets
-import evaluate
+import numpy as np
 
 from difflm.training.evaluation import learning
-from difflm.training.evaluation.tables import TableSpec, as_table
+from difflm.training.evaluation.table_metric import TableMetric, Tables
 
 
-class Detection(evaluate.Metric):
+class Detection(TableMetric):
     """Detection; see README.md beside this file."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description="Detection. See README.md.",
-            citation="",
-            inputs_description="real, synthetic, holdout: DataFrame, datasets.Dataset or list of dict",
-            features=features,
-        )
-
-    def compute(self, *, real: Any, synthetic: Any, **settings: Any) -> dict[str, Any]:
-        """Measure ``synthetic`` beside ``real``; see README.md for the settings and figures."""
-        return self._compute(real=real, synthetic=synthetic, **settings)
-
-    def _compute(
-        self,
-        *,
-        real: Any,
-        synthetic: Any,
-        holdout: Any = None,
-        validation: Any = None,
-        target: str | None = None,
-        categorical: tuple[str, ...] = (),
-        seed: int = 0,
-        seeds: int = 5,
-    ) -> dict[str, Any]:
-        real, synthetic, holdout = as_table(real), as_table(synthetic), as_table(holdout)
-        spec = TableSpec.infer(real, target=target, categorical=categorical)
+    def measure(self, tables: Tables) -> dict[str, Any]:
+        """Return the figures that README.md names."""
         result: dict[str, Any] = {}
         for name in ("xgboost", "logistic"):
-            found = learning.detection(real, synthetic, spec, classifier=name, seed=seed)
-            result |= {f"{name}_auc": found.auc, f"{name}_score": found.score}
+            found = [
+                learning.detection(tables.real, tables.synthetic, tables.spec, classifier=name, seed=tables.seed + i)
+                for i in range(tables.seeds)
+            ]
+            result |= {
+                f"{name}_{figure}": float(np.mean([getattr(one, figure) for one in found]))
+                for figure in ("auc", "score")
+            }
         return result

@@ -2,49 +2,25 @@
 
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 from difflm.training.evaluation import learning
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, as_table
+from difflm.training.evaluation.table_metric import TableMetric, Tables
 
 
-class MachineLearningEfficiency(evaluate.Metric):
+class MachineLearningEfficiency(TableMetric):
     """Machine-learning efficiency; see README.md beside this file."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description="Machine-learning efficiency. See README.md.",
-            citation="",
-            inputs_description="real, synthetic, holdout: DataFrame, datasets.Dataset or list of dict",
-            features=features,
-        )
-
-    def compute(self, *, real: Any, synthetic: Any, **settings: Any) -> dict[str, Any]:
-        """Measure ``synthetic`` beside ``real``; see README.md for the settings and figures."""
-        return self._compute(real=real, synthetic=synthetic, **settings)
-
-    def _compute(
-        self,
-        *,
-        real: Any,
-        synthetic: Any,
-        holdout: Any = None,
-        validation: Any = None,
-        target: str | None = None,
-        categorical: tuple[str, ...] = (),
-        seed: int = 0,
-        seeds: int = 5,
-    ) -> dict[str, Any]:
-        real, synthetic, holdout = as_table(real), as_table(synthetic), as_table(holdout)
-        spec = TableSpec.infer(real, target=target, categorical=categorical)
-        if holdout is None:
-            raise EvaluationError("machine_learning_efficiency needs holdout")
+    def measure(self, tables: Tables) -> dict[str, Any]:
+        """Return the figures that README.md names."""
         found = learning.machine_learning_efficiency(
-            real, synthetic, holdout, spec, validation=as_table(validation), seeds=seeds
+            tables.real,
+            tables.synthetic,
+            tables.holdout,
+            tables.spec,
+            validation=tables.validation,
+            seeds=tables.seeds,
+            seed=tables.seed,
         )
         return {
             "mle": float(np.mean(found.scores)),

@@ -2,45 +2,14 @@
 
 from typing import Any
 
-import datasets
-import evaluate
-
 from difflm.training.evaluation import privacy
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, as_table
+from difflm.training.evaluation.table_metric import TableMetric, Tables
 
 
-class PrivacyAttacks(evaluate.Metric):
+class PrivacyAttacks(TableMetric):
     """Privacy attacks; see README.md beside this file."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(
-            description="Privacy attacks. See README.md.",
-            citation="",
-            inputs_description="real, synthetic, holdout: DataFrame, datasets.Dataset or list of dict",
-            features=features,
-        )
-
-    def compute(self, *, real: Any, synthetic: Any, **settings: Any) -> dict[str, Any]:
-        """Measure ``synthetic`` beside ``real``; see README.md for the settings and figures."""
-        return self._compute(real=real, synthetic=synthetic, **settings)
-
-    def _compute(
-        self,
-        *,
-        real: Any,
-        synthetic: Any,
-        holdout: Any = None,
-        validation: Any = None,
-        target: str | None = None,
-        categorical: tuple[str, ...] = (),
-        seed: int = 0,
-        seeds: int = 5,
-    ) -> dict[str, Any]:
-        real, synthetic, holdout = as_table(real), as_table(synthetic), as_table(holdout)
-        spec = TableSpec.infer(real, target=target, categorical=categorical)
-        if holdout is None:
-            raise EvaluationError("privacy_attacks needs holdout")
-        risks = privacy.privacy_risks(real, holdout, synthetic, spec, seed=seed)
+    def measure(self, tables: Tables) -> dict[str, Any]:
+        """Return the figures that README.md names."""
+        risks = privacy.privacy_risks(tables.real, tables.holdout, tables.synthetic, tables.spec, seed=tables.seed)
         return {f"{attack}_{name}": value for attack, risk in risks.items() for name, value in risk.items()}

@@ -1,0 +1,97 @@
+"""What the metrics of ``hub_cards/metrics`` share: modules of the `evaluate` library that judge whole tables."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import pandas as pd
+
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, as_table
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a metric is given.
+
+    Parameters
+    ----------
+    real, synthetic
+        Training rows of the generator, and the rows to judge.
+    unseen, validation
+        Real rows that the generator has not seen, and real rows to choose settings on; None if not given.
+    spec
+        What the columns are.
+    seed, seeds
+        Of the draws, and the number of repetitions where there are any.
+    """
+
+    real: pd.DataFrame
+    synthetic: pd.DataFrame
+    unseen: pd.DataFrame | None
+    validation: pd.DataFrame | None
+    spec: TableSpec
+    seed: int
+    seeds: int
+
+    @property
+    def holdout(self) -> pd.DataFrame:
+        """The unseen rows, of a metric that cannot do without.
+
+        Raises
+        ------
+        EvaluationError
+            There are none.
+        """
+        if self.unseen is None:
+            raise EvaluationError("this metric needs holdout, real rows that the generator has not seen")
+        return self.unseen
+
+
+class TableMetric(evaluate.Metric, ABC):
+    """A metric that is loaded with `evaluate.load` and judges a synthetic table beside the real one.
+
+    A subclass has a docstring and a method ``measure``. This class is abstract, so that `evaluate` passes it over.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(
+            description=type(self).__doc__ or "",
+            citation="",
+            inputs_description="real, synthetic, holdout: DataFrame, datasets.Dataset or list of dict",
+            features=features,
+        )
+
+    def compute(self, *, real: Any, synthetic: Any, **settings: Any) -> dict[str, Any]:
+        """Measure ``synthetic`` beside ``real``; the module's README.md names the settings and figures."""
+        return self._compute(real=real, synthetic=synthetic, **settings)
+
+    def _compute(
+        self,
+        *,
+        real: Any,
+        synthetic: Any,
+        holdout: Any = None,
+        validation: Any = None,
+        target: str | None = None,
+        categorical: tuple[str, ...] = (),
+        task: str | None = None,
+        positive: Any = None,
+        log_target: bool = False,
+        seed: int = 0,
+        seeds: int = 5,
+    ) -> dict[str, Any]:
+        rows = as_table(real)
+        spec = TableSpec.infer(
+            rows, target=target, categorical=categorical, task=task, positive=positive, log_target=log_target
+        )
+        return self.measure(
+            Tables(rows, as_table(synthetic), as_table(holdout), as_table(validation), spec, seed, seeds)
+        )
+
+    @abstractmethod
+    def measure(self, tables: Tables) -> dict[str, Any]:
+        """Return the figures by name."""
