@@ -28,8 +28,6 @@ class Preset:
     batch_size : int
     beta_schedule : str
         Of the KL's weight; see [`AutoencoderTrainingArguments`].
-    beta_minimum : float
-        Its last value. A posterior as wide as the decoder can bear makes latents that a small denoiser can learn.
     learning_rate, encoder_learning_rate : float
     denoiser_steps : int
         Most optimizer steps of the denoiser.
@@ -48,7 +46,6 @@ class Preset:
     max_minutes: float | None = 60.0
     batch_size: int = 16
     beta_schedule: str = "geometric"
-    beta_minimum: float = 0.005
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-4
     denoiser_steps: int = 10_000
@@ -68,7 +65,6 @@ PRESETS = {
         epochs=200.0,
         max_minutes=None,
         beta_schedule="decreasing",
-        beta_minimum=0.001,
         learning_rate=1e-4,
         encoder_learning_rate=5e-5,
         denoiser_steps=50_000,

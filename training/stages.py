@@ -116,7 +116,6 @@ def fit_autoencoder(
         "max_minutes": minutes,
         "per_device_train_batch_size": settings.batch_size,
         "beta_schedule": settings.beta_schedule,
-        "beta_minimum": settings.beta_minimum,
         "learning_rate": settings.learning_rate,
         "encoder_learning_rate": settings.encoder_learning_rate,
         "eval_steps": interval,

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
@@ -87,6 +88,10 @@ def _average(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     return f"{mean(values):.{digits}f}" if values else ""
 
 
+def _different(cells: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(cells))
+
+
 def _order(method: str) -> tuple[int, str]:
     return (METHODS.index(method) if method in METHODS else len(METHODS), method)
 
@@ -111,10 +116,11 @@ def render(folder: Path) -> str:
                 continue
             cells = [
                 method,
-                str(len(runs)),
-                _either(runs[0].get("budget_minutes")),
-                ", ".join(dict.fromkeys(map(_hardware, runs))),
-                f"{runs[0]['train_rows']:,}",
+                str(len(runs))
+                + (f" of {len(groups[dataset, method])}" if len(runs) < len(groups[dataset, method]) else ""),
+                _different(_either(run.get("budget_minutes")) for run in runs),
+                _different(map(_hardware, runs)),
+                _different(f"{run['train_rows']:,}" for run in runs),
                 f"{mean(run['fit']['fit_seconds'] for run in runs):.0f}",
                 _average(runs, "fit_cpu_seconds", 0),
                 _average(runs, "epochs", 2),
