@@ -217,7 +217,8 @@ def fit(
     }
     log["hardware"] = hardware(model.device)
     log["fit_seconds"] = log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds
-    log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)
+    if not resume:  # a fit that was resumed has worked in other processes, too
+        log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)
 
     pipeline = DiffLMPipeline(
         autoencoder=model.eval(),

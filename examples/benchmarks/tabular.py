@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabular_difflm import PRIORS, sample_difflm
 from tabular_quantity import add_quantity
 from tabular_table import render
 
@@ -28,13 +29,12 @@ from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableEr
 from difflm.training.evaluation.distributions import copies
 from difflm.training.evaluation.figures import Evaluation, evaluate_tables
 from difflm.training.evaluation.learning import machine_learning_efficiency
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, subsample
+from difflm.training.evaluation.tables import EvaluationError, TableSpec
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 SPLITS = ("train", "validation", "test")
-PRIORS = {"difflm": "diffusion", "difflm_gmm": "gmm", "difflm_gaussian": "gaussian", "difflm_encode": "encode"}
 PACKAGES = (
     "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
     "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
@@ -77,70 +77,6 @@ def rows_wanted(arguments: argparse.Namespace, tables: dict[str, pd.DataFrame]) 
     return (arguments.rows or len(tables["train"])) * (2 if arguments.quantity else 1)
 
 
-def sample_difflm(
-    prior: str, tables: dict[str, pd.DataFrame], arguments: argparse.Namespace, seed: int, folder: Path
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit a DiffLM within the budget and sample it, unless ``folder`` holds the results."""
-    from difflm.pipelines import DiffLMPipeline
-    from difflm.training.train_difflm import fit
-
-    details: dict[str, Any] = {"preset": arguments.preset, "prior": prior}
-    if not (folder / "model_index.json").is_file():
-        fit(
-            tables["train"],
-            folder,
-            preset=arguments.preset,
-            seed=seed,
-            max_minutes=arguments.budget_minutes,
-            validation=tables["validation"],
-            overwrite=True,  # one that was cut off would get more than the budget if it went on
-        )
-    budget = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))["settings"]["max_minutes"]
-    if budget != arguments.budget_minutes:
-        raise SystemExit(
-            f"{folder} holds a fit of {budget} minutes, not {arguments.budget_minutes}: name another folder"
-        )
-    # From the log: a fit that is used again, for another prior say, took as long.
-    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
-    details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
-    details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
-    details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds") if name in log}
-    details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
-    count = rows_wanted(arguments, tables)
-    kept = folder / f"rows-{prior}-{count}.parquet"
-    notes = kept.with_suffix(".json")
-    if kept.is_file() and notes.is_file():
-        return pd.read_parquet(kept), details | json.loads(notes.read_text(encoding="utf-8"))
-    # Row i depends on the seed and i alone: rows sampled before, say of a run without --quantity, are the first.
-    parts, before = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
-    for fewer in sorted(folder.glob("rows-diffusion-*.parquet"), key=_count, reverse=True):
-        if prior == "diffusion" and _count(fewer) < count and fewer.with_suffix(".json").is_file():
-            parts.append(pd.read_parquet(fewer))
-            before = json.loads(fewer.with_suffix(".json").read_text(encoding="utf-8"))
-            break
-    done = sum(map(len, parts))
-    pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
-    latents = None
-    if prior != "diffusion":
-        # Ten thousand rows are enough for a mixture; encoding more takes minutes.
-        records = subsample(tables["train"], 10_000, seed)
-        latents = pipe.prior_latents(prior, count, records=records, seed=seed)
-    result = pipe(num_samples=count - done, seed=seed, latents=latents, first_row=done)
-    rows = pd.concat([*parts, result.to_pandas()], ignore_index=True)
-    valid = done * before["validity_rate"] + (count - done) * float(result.valid_first_attempt)
-    sampled = {
-        "sample_seconds": round(before["sample_seconds"] + time.monotonic() - started, 1),
-        "validity_rate": valid / count,
-    }
-    write_atomically(kept, rows.to_parquet)
-    write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
-    return rows, details | sampled
-
-
-def _count(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
-
-
 def run_baseline(
     model: Baseline, train: pd.DataFrame, spec: TableSpec, seed: int, count: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -170,7 +106,15 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         if method in PRIORS:
             keep = Path(arguments.fit_dir or tempfile.mkdtemp(prefix="difflm-")) / f"{dataset}-{seed}"
             tables_given = tables | {"train": train}
-            rows, details = sample_difflm(PRIORS[method], tables_given, arguments, seed, keep)
+            rows, details = sample_difflm(
+                method,
+                tables_given,
+                rows_wanted(arguments, tables),
+                keep,
+                seed,
+                arguments.preset,
+                arguments.budget_minutes,
+            )
         else:
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
             rows, details = run_baseline(model, train, spec, seed, rows_wanted(arguments, tables))

@@ -109,15 +109,15 @@ def render(folder: Path) -> str:
         headings = [*RUN, *(title for title, _ in FIGURES.values())]
         lines += [f"## {dataset}\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         for method in methods:
-            runs = [run for run in groups[dataset, method] if "not_run" not in run]
+            every = groups[dataset, method]
+            runs = [run for run in every if "not_run" not in run]
             if not runs:
-                reason = groups[dataset, method][0]["not_run"]
+                reason = every[0]["not_run"]
                 lines.append(f"| {method} | not run: {reason} |" + " |" * (len(headings) - 2))
                 continue
             cells = [
                 method,
-                str(len(runs))
-                + (f" of {len(groups[dataset, method])}" if len(runs) < len(groups[dataset, method]) else ""),
+                str(len(runs)) + (f" of {len(every)}" if len(runs) < len(every) else ""),
                 _different(_either(run.get("budget_minutes")) for run in runs),
                 _different(map(_hardware, runs)),
                 _different(f"{run['train_rows']:,}" for run in runs),

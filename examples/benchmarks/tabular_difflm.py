@@ -1,0 +1,86 @@
+"""DiffLM in tabular.py: fitted within the budget, sampled from any prior, and kept for the next run."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from difflm.cli_files import write_atomically
+from difflm.training.evaluation.tables import subsample
+
+
+# Name of the method to the prior that its latents are drawn from.
+PRIORS = {"difflm": "diffusion", "difflm_gmm": "gmm", "difflm_gaussian": "gaussian", "difflm_encode": "encode"}
+
+
+def sample_difflm(
+    method: str,
+    tables: dict[str, pd.DataFrame],
+    count: int,
+    folder: Path,
+    seed: int,
+    preset: str,
+    budget_minutes: float,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Fit a DiffLM within the budget and sample it, unless ``folder`` holds the results."""
+    from difflm.pipelines import DiffLMPipeline
+    from difflm.training.train_difflm import fit
+
+    prior = PRIORS[method]
+    details: dict[str, Any] = {"preset": preset, "prior": prior}
+    if not (folder / "model_index.json").is_file():
+        fit(
+            tables["train"],
+            folder,
+            preset=preset,
+            seed=seed,
+            max_minutes=budget_minutes,
+            validation=tables["validation"],
+            overwrite=True,  # one that was cut off would get more than the budget if it went on
+        )
+    budget = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))["settings"]["max_minutes"]
+    if budget != budget_minutes:
+        raise SystemExit(f"{folder} holds a fit of {budget} minutes, not {budget_minutes}: name another folder")
+    # From the log: a fit that is used again, for another prior say, took as long.
+    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+    details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
+    details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
+    details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds") if name in log}
+    details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
+    kept = folder / f"rows-{prior}-{count}.parquet"
+    notes = kept.with_suffix(".json")
+    if kept.is_file() and notes.is_file():
+        return pd.read_parquet(kept), details | json.loads(notes.read_text(encoding="utf-8"))
+    # Row i depends on the seed and i alone: rows sampled before, say of a run without --quantity, are the first.
+    parts, before = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
+    smaller = [
+        path
+        for path in folder.glob("rows-diffusion-*.parquet")
+        if _count(path) < count and path.with_suffix(".json").is_file()
+    ]
+    if prior == "diffusion" and smaller:
+        fewer = max(smaller, key=_count)
+        parts, before = [pd.read_parquet(fewer)], json.loads(fewer.with_suffix(".json").read_text(encoding="utf-8"))
+    done = sum(map(len, parts))
+    pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
+    latents = None
+    if prior != "diffusion":
+        # Ten thousand rows are enough for a mixture; encoding more takes minutes.
+        records = subsample(tables["train"], 10_000, seed)
+        latents = pipe.prior_latents(prior, count, records=records, seed=seed)
+    result = pipe(num_samples=count - done, seed=seed, latents=latents, first_row=done)
+    rows = pd.concat([*parts, result.to_pandas()], ignore_index=True)
+    valid = done * before["validity_rate"] + (count - done) * float(result.valid_first_attempt)
+    sampled = {
+        "sample_seconds": round(before["sample_seconds"] + time.monotonic() - started, 1),
+        "validity_rate": valid / count,
+    }
+    write_atomically(kept, rows.to_parquet)
+    write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
+    return rows, details | sampled
+
+
+def _count(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
