@@ -247,7 +247,7 @@ class Distances:
             )
         return np.array(columns, dtype=np.int32).T.reshape(len(table), len(columns))
 
-    def to_nearest(self, table: pd.DataFrame, others: pd.DataFrame, chunk: int = 500) -> npt.NDArray[np.float64]:
+    def to_nearest(self, table: pd.DataFrame, others: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Distance of each row of ``table`` to its nearest row of ``others``; shape (rows of ``table``,)."""
         from scipy.spatial.distance import cdist
 
@@ -257,6 +257,8 @@ class Distances:
         gaps = bool(gaps_left.any() or gaps_right.any())
         left_codes, right_codes = self._categories(table), self._categories(others)
         nearest = np.empty(len(table))
+        # As many rows at a time as keep their distances in 40 MB: ``others`` may be a whole training table.
+        chunk = max(1, 5_000_000 // max(1, len(others)))
         for start in range(0, len(table), chunk):
             rows = slice(start, start + chunk)
             distances = np.zeros((len(nearest[rows]), len(others)))
