@@ -82,6 +82,14 @@ def resolve_source(name_or_path: str) -> tuple[str, str | None]:
     return path, None
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has bf16 products; elsewhere they are emulated, ten to a hundred times slower than fp32."""
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class DiffLMConfig(PreTrainedConfig):
     r"""Configuration of a [`DiffLMModel`].
 
@@ -96,7 +104,8 @@ class DiffLMConfig(PreTrainedConfig):
     lora_rank : int, default 16
         Rank of the adapters when ``encoder_training="lora"``.
     decoder_revision, decoder_gguf_file, decoder_dtype, decoder_attn_implementation : str, optional
-        Passed to ``AutoModelForCausalLM.from_pretrained``. ``decoder_dtype`` defaults to ``"bfloat16"``.
+        Passed to ``AutoModelForCausalLM.from_pretrained``. Without ``decoder_dtype``, each load takes bfloat16 where
+        the hardware multiplies it (see [`multiplies_bf16`]) and float32 elsewhere.
     decoder_quantization_config : dict, optional
         One of transformers' quantization configs, as a dict.
     decoder_hidden_size, decoder_num_layers, decoder_num_key_value_heads, decoder_head_dim : int
@@ -132,7 +141,7 @@ class DiffLMConfig(PreTrainedConfig):
     decoder_name_or_path: str | None = None
     decoder_revision: str | None = None
     decoder_gguf_file: str | None = None
-    decoder_dtype: str = "bfloat16"
+    decoder_dtype: str | None = None
     decoder_quantization_config: dict | None = None
     decoder_attn_implementation: str | None = None
     decoder_hidden_size: int = 0
@@ -586,7 +595,7 @@ class DiffLMModel(PreTrainedModel):
             ) from error
         model, info = loaded if isinstance(loaded, tuple) else (loaded, None)
         for name, value in overrides.items():
-            setattr(model.config, name, str(value).removeprefix("torch."))
+            setattr(model.config, name, value and str(value).removeprefix("torch."))
         if decoder is None:
             decoder = load_decoder(**_decoder_arguments(vars(model.config)), **decoder_kwargs)
         check_decoder(decoder, model.config.decoder_fingerprint)
@@ -906,12 +915,17 @@ def load_decoder(
     decoder_name_or_path: str,
     decoder_revision: str | None = None,
     decoder_gguf_file: str | None = None,
-    decoder_dtype: str = "bfloat16",
+    decoder_dtype: str | None = None,
     decoder_quantization_config: dict | None = None,
     decoder_attn_implementation: str | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a frozen causal LM from a Hub id, a folder, a GGUF file or an installed package."""
+    """Load a frozen causal LM from a Hub id, a folder, a GGUF file or an installed package.
+
+    Without ``decoder_dtype``: in bfloat16 where the hardware multiplies it, in float32 elsewhere.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = decoder_dtype or ("bfloat16" if multiplies_bf16(device) else "float32")
     source, gguf_file = resolve_source(decoder_name_or_path)
     gguf_file = gguf_file or decoder_gguf_file
     optional = {
@@ -924,7 +938,7 @@ def load_decoder(
         # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
         kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     with _readable(decoder_name_or_path):
-        decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, decoder_dtype), **kwargs)
+        decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
     decoder.difflm_source = decoder_name_or_path
     return decoder.requires_grad_(False).eval()
 

@@ -12,10 +12,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from difflm.modeling_difflm import CandidateTokens, DiffLMModel, has_plain_head
+from difflm.modeling_difflm import CandidateTokens, DiffLMModel, has_plain_head, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
-from difflm.training.hardware import multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 

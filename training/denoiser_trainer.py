@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
+from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
-from difflm.training.hardware import multiplies_bf16
 from difflm.training.latents import LatentDataset
 from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler, seeded_generator
 

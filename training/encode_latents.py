@@ -6,8 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from difflm.modeling_difflm import DiffLMModel, Posterior
-from difflm.training.hardware import multiplies_bf16
+from difflm.modeling_difflm import DiffLMModel, Posterior, multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 

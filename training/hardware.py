@@ -1,4 +1,4 @@
-"""What a fit runs on: its name, and what it is good at."""
+"""The name of what a fit runs on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,3 @@ def hardware(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"{platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
     return device.type
-
-
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 products; elsewhere they are emulated and slow."""
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
-        return any(getattr(torch.cpu, name, bool)() for name in checks)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -21,6 +23,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from difflm import modeling_difflm
 from difflm.modeling_difflm import (
     CandidateTokens,
     DecoderMismatchError,
@@ -28,6 +31,7 @@ from difflm.modeling_difflm import (
     DiffLMModel,
     NumericalFeatures,
     Posterior,
+    multiplies_bf16,
     resolve_source,
 )
 
@@ -145,6 +149,37 @@ def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, inje
         expected, found = model(**batch()), loaded(**batch())
         assert torch.equal(expected.record_losses, found.record_losses)
         assert next(loaded.decoder.parameters()).dtype == torch.float32
+
+
+class TestDecoderDtype:
+    @pytest.mark.parametrize("supported", [True, False])
+    def test_a_cpu_multiplies_bf16_if_it_has_the_instructions(self, monkeypatch, supported):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda: supported, raising=False)
+        assert multiplies_bf16(torch.device("cpu")) is supported
+        assert not multiplies_bf16(torch.device("mps"))
+
+    def test_it_follows_the_hardware_at_each_load_unless_it_is_given(self, encoder, tmp_path, monkeypatch):
+        """Emulated, bf16 made a step of a fit a hundred times slower on processors without its instructions."""
+
+        def dtype(model: DiffLMModel) -> torch.dtype:
+            return next(model.decoder.parameters()).dtype
+
+        DECODERS["llama_tied"]().save_pretrained(tmp_path / "decoder")
+        for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
+            monkeypatch.setattr(modeling_difflm, "multiplies_bf16", lambda device, fast=fast: fast)
+            model = build(encoder, str(tmp_path / "decoder"))
+            assert dtype(model) == expected
+            model.save_pretrained(tmp_path / "saved")
+            assert json.loads((tmp_path / "saved" / "config.json").read_text())["decoder_dtype"] is None
+            monkeypatch.setattr(modeling_difflm, "multiplies_bf16", lambda device, fast=fast: not fast)
+            other = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}[expected]
+            assert dtype(DiffLMModel.from_pretrained(tmp_path / "saved")) == other
+            for given in (torch.float16, "float16"):
+                loaded = DiffLMModel.from_pretrained(tmp_path / "saved", decoder_dtype=given)
+                assert dtype(loaded) == torch.float16
+                assert loaded.config.decoder_dtype == "float16"
+            assert dtype(DiffLMModel.from_pretrained(tmp_path / "saved", decoder_dtype=None)) == other
 
 
 class TestNumericalFeatures:

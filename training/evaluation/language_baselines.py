@@ -74,7 +74,7 @@ class _LanguageBaseline(Baseline):
     def _bf16(self) -> bool:
         import torch
 
-        from difflm.training.hardware import multiplies_bf16
+        from difflm.modeling_difflm import multiplies_bf16
 
         return multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -90,7 +90,7 @@ class _LanguageBaseline(Baseline):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model: Any = load_decoder(self.decoder, decoder_dtype=dtype or ("bfloat16" if self._bf16 else "float32"))
+        model: Any = load_decoder(self.decoder, decoder_dtype=dtype)
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
     def _record_schema(self, record_format: str) -> Any:
