@@ -12,9 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from difflm.modeling_difflm import CandidateTokens, DiffLMModel, has_plain_head, multiplies_bf16
+from difflm.modeling_difflm import CandidateTokens, DiffLMModel, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
+from difflm.training.candidate_tokens import draw_candidates, has_plain_head
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -104,7 +105,7 @@ class AutoencoderTrainer(Trainer):
         if not len(self._known_tokens):
             return None
         # From torch's global generator, which checkpoints keep.
-        return CandidateTokens.draw(self._known_tokens, self._vocab_size, self.args.num_sampled_tokens)
+        return draw_candidates(self._known_tokens, self._vocab_size, self.args.num_sampled_tokens)
 
     @property
     def _vocab_size(self) -> int:

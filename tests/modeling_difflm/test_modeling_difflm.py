@@ -25,7 +25,6 @@ from transformers import (
 
 from difflm import modeling_difflm
 from difflm.modeling_difflm import (
-    CandidateTokens,
     DecoderMismatchError,
     DiffLMConfig,
     DiffLMModel,
@@ -34,6 +33,7 @@ from difflm.modeling_difflm import (
     multiplies_bf16,
     resolve_source,
 )
+from difflm.training.candidate_tokens import draw_candidates
 
 
 INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
@@ -254,37 +254,13 @@ def test_right_padding_does_not_change_a_records_loss(encoder):
 
 
 class TestCandidateTokens:
-    def test_known_tokens_first_then_others(self):
-        known = torch.tensor([0, 3, 4, 59])
-        candidates = CandidateTokens.draw(known, 60, 500, torch.Generator().manual_seed(0))
-        assert candidates.ids[:4].tolist() == [0, 3, 4, 59]
-        others = set(candidates.ids[4:].tolist())
-        assert others == set(range(60)) - {0, 3, 4, 59}
-        assert candidates.log_weights[:4].tolist() == [0.0] * 4
-        assert candidates.log_weights[4:].exp().sum().item() == pytest.approx(56, rel=1e-4)
-        assert candidates.places(torch.tensor([59, 0, 4])).tolist() == [3, 0, 2]
-
-    def test_the_normaliser_is_right_on_average(self):
-        logits = torch.randn(60, generator=torch.Generator().manual_seed(0))
-        known, generator = torch.tensor([5, 6, 30]), torch.Generator().manual_seed(1)
-        drawn = [CandidateTokens.draw(known, 60, 8, generator) for _ in range(4000)]
-        estimates = torch.stack([(logits[one.ids] + one.log_weights).exp().sum() for one in drawn])
-        assert estimates.mean().item() == pytest.approx(logits.exp().sum().item(), rel=0.02)
-        assert estimates.std() > 0
-
-    def test_wrong_tokens_are_refused(self):
-        with pytest.raises(ValueError, match="ascend"):
-            CandidateTokens.draw(torch.tensor([3, 3]), 60, 8)
-        with pytest.raises(ValueError, match="none of the known"):
-            CandidateTokens.draw(torch.tensor([3, 5]), 60, 8).places(torch.tensor([4]))
-
     @pytest.mark.parametrize("family", DECODERS)
     def test_losses_and_gradients_come_near_the_exact_ones(self, encoder, family):
         torch.manual_seed(0)
         model = build(encoder, DECODERS[family]()).eval()
         head, labels = model.decoder.get_output_embeddings(), batch()["labels"]
         latents = torch.randn(4, 8, requires_grad=True)
-        candidates = CandidateTokens.draw(labels[labels >= 0].unique(), 60, 4000)
+        candidates = draw_candidates(labels[labels >= 0].unique(), 60, 4000)
         exact, estimated = model.reconstruction(latents, labels), model.reconstruction(latents, labels, candidates)
         torch.testing.assert_close(estimated, exact, rtol=0.01, atol=0.0)
         gradients = [torch.autograd.grad(losses.sum(), latents)[0] for losses in (exact, estimated)]
