@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 from tabular_difflm import PRIORS, sample_difflm
 from tabular_quantity import add_quantity
-from tabular_table import render
+from tabular_table import DATASETS, render
 
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableError, baselines
@@ -33,7 +33,6 @@ from difflm.training.evaluation.tables import EvaluationError, TableSpec
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 SPLITS = ("train", "validation", "test")
 PACKAGES = (
     "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",

@@ -37,6 +37,13 @@ FIGURES = {
     "fitting_rate": ("fitting rows", 3),
     "validity_rate": ("valid texts", 3),
 }
+# Shown first, one small table each; what a good value is.
+HEADLINES = {
+    "shape_error": "lower is better",
+    "trend_error": "lower is better",
+    "mle": "AUC, higher is better; beijing: RMSE, lower is better",
+    "detection_auc": "0.5 is perfect",
+}
 RUN = (
     "method", "fits", "budget min", "hardware", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled", "sample s",
 )  # fmt: skip
@@ -74,6 +81,29 @@ def _cell(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
+def _summary(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """Methods against tables, the four figures to judge by."""
+    methods = sorted({method for _, method in groups}, key=_order)
+    lines = ["## In short\n"]
+    for name, goal in HEADLINES.items():
+        title, digits = FIGURES[name]
+        rows = [
+            [method, *(_cell(_run(groups.get((table, method), [])), name, digits) for table in DATASETS)]
+            for method in methods
+        ]
+        lines += [
+            f"**{title[0].upper()}{title[1:]}** ({goal})\n",
+            f"| method | {' | '.join(DATASETS)} |",
+            f"|{'---|' * (1 + len(DATASETS))}",
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in rows if any(row[1:])] + [""]
+    return lines
+
+
+def _run(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if "not_run" not in entry]
+
+
 def _either(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
@@ -101,7 +131,7 @@ def render(folder: Path) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for entry in read(folder):
         groups[entry["dataset"], entry["method"]].append(entry)
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, *_summary(groups)]
     for dataset in DATASETS:
         methods = sorted({method for name, method in groups if name == dataset}, key=_order)
         if not methods:
@@ -110,7 +140,7 @@ def render(folder: Path) -> str:
         lines += [f"## {dataset}\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}"]
         for method in methods:
             every = groups[dataset, method]
-            runs = [run for run in every if "not_run" not in run]
+            runs = _run(every)
             if not runs:
                 reason = every[0]["not_run"]
                 lines.append(f"| {method} | not run: {reason} |" + " |" * (len(headings) - 2))

@@ -183,6 +183,10 @@ def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     assert "| ctgan | 1 | 45 | x86_64 CPU, 1 thread | 10 | 3 | 2 | 17.25 | 1,234 | 6 | 7.25 | 1.50 |" in text
     assert "0.910 ± 0.002" in text
     assert "| great | not run: no such package |" in text
+    summary = text[text.index("## In short") : text.index("## magic")]
+    assert "| ctgan |  |  | 7.25 |  |  |\n" in summary
+    assert "| ctgan |  |  | 0.910 ± 0.002 |  |  |\n" in summary
+    assert "great" not in summary
     # Runs that differ are not passed off as equal ones, and one that failed is counted.
     (tmp_path / "magic-ctgan-1.json").write_text(json.dumps(entry | {"budget_minutes": 5.0, "train_rows": 8}))
     (tmp_path / "magic-ctgan-2.json").write_text(json.dumps(entry | {"not_run": "no memory"}))
