@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -896,8 +897,17 @@ def load_decoder(
 
     Without ``decoder_dtype``: in bfloat16 where the hardware multiplies it, in float32 elsewhere.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = decoder_dtype or ("bfloat16" if multiplies_bf16(device) else "float32")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
+    fast = multiplies_bf16(device)
+    dtype = decoder_dtype or ("bfloat16" if fast else "float32")
+    if dtype == "bfloat16" and device.type == "cpu" and not fast:
+        warnings.warn(
+            "This processor has no bf16 products: a decoder in bfloat16 is many times slower here than in float32. "
+            'Load it with decoder_dtype="float32".',
+            stacklevel=2,
+        )
     source, gguf_file = resolve_source(decoder_name_or_path)
     gguf_file = gguf_file or decoder_gguf_file
     optional = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -180,6 +181,17 @@ class TestDecoderDtype:
                 assert dtype(loaded) == torch.float16
                 assert loaded.config.decoder_dtype == "float16"
             assert dtype(DiffLMModel.from_pretrained(tmp_path / "saved", decoder_dtype=None)) == other
+
+    @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="the CPU is idle")
+    def test_asking_for_the_slow_one_is_warned_of(self, encoder, tmp_path, monkeypatch):
+        DECODERS["llama_tied"]().save_pretrained(tmp_path / "decoder")
+        monkeypatch.setattr(modeling_difflm, "multiplies_bf16", lambda device: False)
+        with pytest.warns(UserWarning, match=r'no bf16 products: .*decoder_dtype="float32"'):
+            build(encoder, str(tmp_path / "decoder"), decoder_dtype="bfloat16").save_pretrained(tmp_path / "saved")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = DiffLMModel.from_pretrained(tmp_path / "saved", decoder_dtype="float32")
+            assert loaded.decoder.dtype == torch.float32
 
 
 class TestNumericalFeatures:
