@@ -37,6 +37,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
         vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
     encoder_bf16 : bool, default True
         Train the encoder in mixed precision where the hardware multiplies bf16.
+    save_minutes : float, default 10
+        Most minutes without a checkpoint, whatever ``save_steps`` says; 0: no matter.
     max_minutes : float, optional
         Wall-clock budget; the learning rate's schedule then follows whichever of steps and time is nearer its end.
     """
@@ -82,11 +84,14 @@ class AutoencoderTrainingArguments(TrainingArguments):
         metadata={"help": "Tokens drawn for the softmax to stand for those in no record; 0: take all."},
     )
     encoder_bf16: bool = field(default=True, metadata={"help": "Mixed precision for the encoder, where it is fast."})
+    save_minutes: float = field(default=10.0, metadata={"help": "Most minutes without a checkpoint; 0: no matter."})
     max_minutes: float | None = field(default=None, metadata={"help": "Wall-clock budget in minutes."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta_schedule not in SCHEDULES:
             raise ValueError(f"beta_schedule={self.beta_schedule!r} is not one of {', '.join(SCHEDULES)}.")
+        if self.save_minutes < 0:
+            raise ValueError(f"save_minutes must not be negative: {self.save_minutes}.")
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ValueError(f"max_minutes must be positive, not {self.max_minutes}.")

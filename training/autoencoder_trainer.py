@@ -60,6 +60,8 @@ class AutoencoderTrainer(Trainer):
         self.budget = TimeBudget(args.max_minutes)
         self.add_callback(build_beta_schedule(args))
         self.add_callback(self.budget)
+        if args.save_minutes:
+            self.add_callback(TimedCheckpoints(args.save_minutes))
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
         self._known_tokens: Tensor | None = None
@@ -254,6 +256,25 @@ class TimeBudget(TrainerCallback):
     ) -> None:
         if self.share_used() >= 1.0:
             control.should_training_stop = True
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Writes a checkpoint when none was written for so long: where steps are slow, few of them are many minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = 60 * minutes
+        self.last = time.monotonic()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.last = time.monotonic()
+
+    on_save = on_train_begin
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            control.should_save = True
 
 
 class EarlyStoppingAtFloor(TrainerCallback, ExportableState):

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import set_seed
+from transformers import TrainerControl, TrainerState, set_seed
 
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.records import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
-from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget
+from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
 from difflm.training.encode_latents import encode_latents
 from difflm.training.record_dataset import RecordDataset
@@ -123,6 +123,31 @@ def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, data
     assert len(rates) == len(trainable)
     assert {rates[id(p)] for name, p in trainable.items() if name.startswith("encoder.")} == {1e-4}
     assert {rates[id(p)] for name, p in trainable.items() if not name.startswith("encoder.")} == {1e-2}
+
+
+def test_slow_steps_leave_checkpoints_too(model_folders, dataset, tmp_path):
+    def checkpoints(folder, **settings) -> list[str]:
+        trainer(model_folders, dataset, folder, max_steps=3, save_steps=1000, **settings).train()
+        return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+    assert checkpoints(tmp_path / "hurried", save_minutes=1e-9) == ["checkpoint-2", "checkpoint-3"]  # the last two
+    assert checkpoints(tmp_path / "calm") == ["checkpoint-3"]  # the last step's, of any training
+    with pytest.raises(ValueError, match="save_minutes must not be negative"):
+        trainer(model_folders, dataset, tmp_path, save_minutes=-1)
+
+
+def test_minutes_count_from_the_last_checkpoint():
+    callback, control = TimedCheckpoints(minutes=10), TrainerControl()
+    callback.last -= 599
+    callback.on_step_end(None, TrainerState(), control)
+    assert not control.should_save
+    callback.last -= 2
+    callback.on_step_end(None, TrainerState(), control)
+    assert control.should_save
+    callback.on_save(None, TrainerState(), control)
+    control.should_save = False
+    callback.on_step_end(None, TrainerState(), control)
+    assert not control.should_save
 
 
 def test_a_time_budget_ends_training(model_folders, dataset, tmp_path, monkeypatch):
