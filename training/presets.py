@@ -25,7 +25,8 @@ class Preset:
         Most passes over the table.
     max_minutes : float, optional
         Wall-clock limit of both stages together.
-    batch_size : int
+    batch_size : int, optional
+        Default: 16, or 8 on a CPU without bf16 products, where few steps fit into the time.
     beta_schedule : str
         Of the KL's weight; see [`AutoencoderTrainingArguments`].
     learning_rate, encoder_learning_rate : float
@@ -44,7 +45,7 @@ class Preset:
     numerical_features: bool = True
     epochs: float = 40.0
     max_minutes: float | None = 60.0
-    batch_size: int = 16
+    batch_size: int | None = None
     beta_schedule: str = "geometric"
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-4
@@ -64,6 +65,7 @@ PRESETS = {
         numerical_features=False,
         epochs=200.0,
         max_minutes=None,
+        batch_size=16,
         beta_schedule="decreasing",
         learning_rate=1e-4,
         encoder_learning_rate=5e-5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import warnings
 
 import pandas as pd
 import pytest
@@ -13,13 +14,14 @@ from safetensors.torch import load_file
 
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
+from difflm.training import stages
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fit_folder import FitFolder
 from difflm.training.presets import PRESETS, Preset
 from difflm.training.record_dataset import RecordTooLongError
 from difflm.training.stages import split_records
-from difflm.training.train_difflm import fit
+from difflm.training.train_difflm import fit, warn_of_idle_latents
 
 
 def test_the_posterior_reads_numbers_as_in_training(fitted, small_table):
@@ -55,7 +57,7 @@ def test_what_a_fit_leaves(fitted, small_table):
     assert (log["rows"], log["validation_rows"]) == (54, 6)
     assert log["rows_seen"] == log["autoencoder_steps"] * 8
     assert log["reconstruction_own_latent"] > 0
-    assert log["hardware"].endswith((f" CPU, {torch.get_num_threads()} threads", " CPU, 1 thread"))
+    assert log["hardware"].endswith((f", {torch.get_num_threads()} threads", ", 1 thread"))
     assert log["autoencoder_history"][-1]["eval_reconstruction"] == pytest.approx(log["reconstruction_own_latent"])
     assert {"step", "train_loss", "validation_loss"} <= set(log["denoiser_history"][-1])
     latents = load_file(folder / "latents.safetensors")
@@ -204,6 +206,27 @@ class TestData:
         fit(small_table[:40], tmp_path / "out", preset=preset, validation=small_table[40:], show_progress=False)
         log = json.loads((tmp_path / "out" / "training_log.json").read_text())
         assert (log["rows"], log["validation_rows"]) == (40, 20)
+
+
+@pytest.mark.parametrize(("own", "shuffled", "idle"), [(60.9, 64.0, True), (15.3, 44.9, False), (20.0, 24.0, False)])
+def test_a_fit_that_was_too_short_says_so(own, shuffled, idle):
+    log = {"reconstruction_own_latent": own, "reconstruction_shuffled_latent": shuffled, "rows_seen": 3104}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_idle_latents(log)
+    assert len(caught) == idle
+    if idle:
+        assert "one costs 60.9 nats from its own latent and 64.0 from another's" in str(caught[0].message)
+        assert "saw 3,104 rows: give it more minutes" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(("fast", "size"), [(True, 16), (False, 8)])
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="the CPU is idle")
+def test_batches_are_smaller_where_steps_are_slow(fast, size, monkeypatch):
+    monkeypatch.setattr(stages, "multiplies_bf16", lambda device: fast)
+    assert stages.resolve_settings("small").batch_size == size
+    assert stages.resolve_settings("small", batch_size=4).batch_size == 4
+    assert stages.resolve_settings("paper").batch_size == 16
 
 
 def test_presets():
