@@ -83,8 +83,13 @@ def resolve_source(name_or_path: str) -> tuple[str, str | None]:
     return path, None
 
 
+def compute_device() -> torch.device:
+    """What models are run on here: CUDA, else MPS, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 products; elsewhere they are emulated, ten to a hundred times slower than fp32."""
+    """Whether the hardware has bf16 products; elsewhere they are emulated (AVX2: eight times slower than fp32)."""
     if device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
         return any(getattr(torch.cpu, name, bool)() for name in checks)
@@ -897,9 +902,7 @@ def load_decoder(
 
     Without ``decoder_dtype``: in bfloat16 where the hardware multiplies it, in float32 elsewhere.
     """
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    )
+    device = compute_device()
     fast = multiplies_bf16(device)
     dtype = decoder_dtype or ("bfloat16" if fast else "float32")
     if dtype == "bfloat16" and device.type == "cpu" and not fast:

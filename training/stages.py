@@ -6,13 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, ProgressCallback
 
-from difflm.modeling_difflm import DiffLMModel, multiplies_bf16, resolve_source
+from difflm.modeling_difflm import DiffLMModel, compute_device, multiplies_bf16, resolve_source
 from difflm.pipelines.records import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
@@ -61,8 +61,8 @@ def resolve_settings(
 def _default_batch_size() -> int:
     # Few steps fit into the minutes of a slow processor, and more of them teach more than larger ones: penguins in
     # 8 minutes, nats of a held-out record by batches of 16, 8, 4: 21.0, 18.8, 18.5; shoppers in 45: 66.5, 60.9.
-    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return 8 if on_cpu and not multiplies_bf16(torch.device("cpu")) else 16
+    device = compute_device()
+    return 8 if device.type == "cpu" and not multiplies_bf16(device) else 16
 
 
 def read_data(data: Any, text_columns: Sequence[str] = ()) -> Any:
@@ -116,7 +116,7 @@ def fit_autoencoder(
 ) -> dict[str, Any]:
     """Train ``model`` on the first of two datasets, evaluating on the second; return the figures of the run."""
     train, held_out = datasets
-    batch_size = settings.batch_size or _default_batch_size()
+    batch_size = cast(int, settings.batch_size)  # `resolve_settings` sets one
     steps_per_epoch = max(1, len(train) // batch_size)
     interval = max(20, min(200, steps_per_epoch))
     minutes = None if settings.max_minutes is None else settings.max_minutes * AUTOENCODER_SHARE_OF_TIME

@@ -161,7 +161,7 @@ class TestDecoderDtype:
         assert not multiplies_bf16(torch.device("mps"))
 
     def test_it_follows_the_hardware_at_each_load_unless_it_is_given(self, encoder, tmp_path, monkeypatch):
-        """Emulated, bf16 made a step of a fit a hundred times slower on processors without its instructions."""
+        """Emulated, bf16 made fits many times slower on processors without its instructions."""
 
         def dtype(model: DiffLMModel) -> torch.dtype:
             return next(model.decoder.parameters()).dtype

@@ -72,11 +72,9 @@ class _LanguageBaseline(Baseline):
 
     @property
     def _bf16(self) -> bool:
-        import torch
+        from difflm.modeling_difflm import compute_device, multiplies_bf16
 
-        from difflm.modeling_difflm import multiplies_bf16
-
-        return multiplies_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return multiplies_bf16(compute_device())
 
     def _load(self, dtype: str | None = None) -> tuple[Any, Any]:
         import torch
