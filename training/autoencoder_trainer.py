@@ -60,7 +60,7 @@ class AutoencoderTrainer(Trainer):
         self.budget = TimeBudget(args.max_minutes)
         self.add_callback(build_beta_schedule(args))
         self.add_callback(self.budget)
-        if args.save_minutes:
+        if args.save_minutes and args.save_strategy != "no":
             self.add_callback(TimedCheckpoints(args.save_minutes))
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))

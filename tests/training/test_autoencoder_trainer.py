@@ -132,6 +132,7 @@ def test_slow_steps_leave_checkpoints_too(model_folders, dataset, tmp_path):
 
     assert checkpoints(tmp_path / "hurried", save_minutes=1e-9) == ["checkpoint-2", "checkpoint-3"]  # the last two
     assert checkpoints(tmp_path / "calm") == ["checkpoint-3"]  # the last step's, of any training
+    assert checkpoints(tmp_path / "none", save_minutes=1e-9, save_strategy="no") == []
     with pytest.raises(ValueError, match="save_minutes must not be negative"):
         trainer(model_folders, dataset, tmp_path, save_minutes=-1)
 
