@@ -133,9 +133,14 @@ class DiffLMConfig(PreTrainedConfig):
         Nats per latent dimension below which the KL is not penalised.
     initial_log_variance : float, default -3.0
         Bias of the posterior's log-variance head.
-    num_numerical_columns : int, default 0
-        Columns whose numbers the posterior reads beside the encoder's output (see [`NumericalFeatures`]).
-    numerical_feature_size : int, default 256
+    num_feature_columns : int, default 0
+        Columns whose values the posterior reads beside the encoder's output (see [`ColumnFeatures`]).
+    feature_size : int, default 512
+    num_embedded_columns : int, default 0
+        Columns whose tokens get an embedding of their own from the latent (see [`ColumnEmbeddings`]).
+    separator_token_ids : list of int, optional
+        The tokens at which a record's next column begins.
+    column_embedding_size : int, default 128
     """
 
     model_type = "difflm"
@@ -168,8 +173,11 @@ class DiffLMConfig(PreTrainedConfig):
     embedding_std: float = 1.0
     free_bits: float = 0.0
     initial_log_variance: float = -3.0
-    num_numerical_columns: int = 0
-    numerical_feature_size: int = 256
+    num_feature_columns: int = 0
+    feature_size: int = 512
+    num_embedded_columns: int = 0
+    separator_token_ids: list[int] | None = None
+    column_embedding_size: int = 128
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -225,7 +233,7 @@ class Posterior:
 
 @dataclass
 class Injection:
-    """What the decoder is conditioned on; exactly one field is set.
+    """What the decoder is conditioned on.
 
     Attributes
     ----------
@@ -234,12 +242,15 @@ class Injection:
     past_key_values : list of (Tensor, Tensor), optional
         A key and a value per layer, each ``[batch, kv_heads, tokens, head_dim]``.
     token_bias : Tensor, optional
-        Added to every token's embedding, BOS included, ``[batch, hidden]``.
+        Added to the embeddings of a column's tokens, BOS included, ``[batch, columns, hidden]``.
+    separator_ids : Tensor, optional
+        The tokens at which the next column begins; without them all tokens belong to the first.
     """
 
     prefix_embeds: Tensor | None = None
     past_key_values: list[tuple[Tensor, Tensor]] | None = None
     token_bias: Tensor | None = None
+    separator_ids: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -248,13 +259,17 @@ class Injection:
             return self.prefix_embeds.shape[1]
         return 0 if self.past_key_values is None else self.past_key_values[0][0].shape[2]
 
-    def select(self, rows: Tensor | slice) -> Injection:
-        """The same for some rows of the batch."""
-        return Injection(
-            None if self.prefix_embeds is None else self.prefix_embeds[rows],
-            None if self.past_key_values is None else [(k[rows], v[rows]) for k, v in self.past_key_values],
-            None if self.token_bias is None else self.token_bias[rows],
-        )
+    def separators_seen(self, tokens: Tensor, before: Tensor | int = 0) -> Tensor:
+        """How many separators each of ``[batch, tokens]`` has before or at it, given how many came before all."""
+        if self.separator_ids is None:
+            return torch.zeros_like(tokens)
+        return before + torch.isin(tokens, self.separator_ids.to(tokens.device)).long().cumsum(dim=1)
+
+    def bias(self, seen: Tensor) -> Tensor:
+        """What is added to the embeddings of tokens with so many separators, ``[batch, tokens, hidden]``."""
+        bias = cast(Tensor, self.token_bias)
+        columns = seen.to(bias.device).clamp(max=bias.shape[1] - 1)
+        return bias.gather(1, columns[..., None].expand(-1, -1, bias.shape[2]))
 
 
 @dataclass
@@ -264,7 +279,7 @@ class DiffLMOutput(ModelOutput):
     Attributes
     ----------
     loss : Tensor
-        ``reconstruction_loss + beta * kl``, scalar.
+        ``reconstruction_loss + beta * kl``, scalar; with feature columns also the [`ColumnDecoder`]'s loss.
     reconstruction_loss : Tensor
         Nats per record, mean over the batch, scalar.
     kl : Tensor
@@ -328,11 +343,12 @@ class AttentionPooling(nn.Module):
         return (scores.softmax(dim=-1) @ hidden).flatten(1)
 
 
-class NumericalFeatures(nn.Module):
-    """A record's numbers as features of the posterior: ``[B, columns]`` -> ``[B, size]``.
+class ColumnFeatures(nn.Module):
+    """A record's numbers and categories as features of the posterior: ``[B, columns]`` -> ``[B, size]``.
 
-    A text encoder is slow to learn what digits are worth. Here each number's place in its column's range and its rank
-    among the training rows are waves of rising frequency (Fourier features, arXiv 2006.10739). NaN, missing: a flag.
+    A text encoder is slow to learn what digits are worth, and which column a value stands in. Here each value's place
+    in its column's range (or list) and its rank among the training rows are waves of rising frequency (Fourier
+    features, arXiv 2006.10739). NaN, missing: a flag.
     """
 
     num_frequencies, num_quantiles = 8, 129
@@ -341,8 +357,9 @@ class NumericalFeatures(nn.Module):
     def __init__(self, num_columns: int, size: int) -> None:
         super().__init__()
         self.register_buffer("quantiles", torch.linspace(0, 1, self.num_quantiles).repeat(num_columns, 1))
-        width = num_columns * (2 * (1 + 2 * self.num_frequencies) + 1)
-        self.project = nn.Sequential(nn.Linear(width, size), nn.GELU(), nn.Linear(size, size))
+        self.num_waves = num_columns * (2 * (1 + 2 * self.num_frequencies) + 1)
+        layers: list[nn.Module] = [nn.Linear(self.num_waves, size), nn.GELU(), nn.Linear(size, size), nn.GELU()]
+        self.project = nn.Sequential(*layers, nn.LayerNorm(size))
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
@@ -359,13 +376,35 @@ class NumericalFeatures(nn.Module):
         share = ((values.T - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return ((below - 1 + share) / (self.num_quantiles - 1)).T
 
-    def forward(self, values: Tensor) -> Tensor:
+    def waves(self, values: Tensor) -> Tensor:
+        """``[B, columns]`` -> ``[B, num_waves]``, each between -1 and 1."""
         missing = values.isnan()[..., None]
         values = values.nan_to_num()
         places = torch.stack([values, self.ranks(values)], dim=-1)[..., None]
         angles = places * (math.pi * 2.0 ** torch.arange(self.num_frequencies, device=values.device))
         waves = torch.cat([2 * places - 1, angles.sin(), angles.cos()], dim=-1).flatten(2).masked_fill(missing, 0.0)
-        return self.project(torch.cat([waves, missing.to(waves)], dim=-1).flatten(1))
+        return torch.cat([waves, missing.to(waves)], dim=-1).flatten(1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.project(self.waves(values))
+
+
+class ColumnDecoder(nn.Module):
+    """Latent -> the waves of [`ColumnFeatures`]: a small decoder beside the LLM, of use in training only (ours).
+
+    Through it the latents learn what a record holds in a minute, and keep it while the injector learns to tell the
+    LLM; through the LLM alone that takes thousands of records.
+    """
+
+    def __init__(self, config: DiffLMConfig, num_waves: int) -> None:
+        super().__init__()
+        size = config.feature_size
+        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), nn.Linear(size, size), nn.GELU()]
+        self.latent_to_waves = nn.Sequential(*layers, nn.Linear(size, num_waves))
+
+    def forward(self, latents: Tensor, waves: Tensor) -> Tensor:
+        """Nats of each record's waves, ``[B]``, under Gaussians of variance 1 (but for a constant)."""
+        return 0.5 * (self.latent_to_waves(latents) - waves).square().sum(dim=1)
 
 
 class KVMemoryInjector(nn.Module):
@@ -440,7 +479,34 @@ class EmbeddingInjector(nn.Module):
         self.scale = nn.Parameter(torch.tensor(config.embedding_std))
 
     def forward(self, latents: Tensor) -> Injection:
-        return Injection(token_bias=self.latent_to_bias(latents) * self.scale)
+        return Injection(token_bias=self.latent_to_bias(latents)[:, None] * self.scale)
+
+
+class ColumnEmbeddings(nn.Module):
+    """Latent -> a vector for each column, added to the embeddings of that column's tokens (ours, not the paper's).
+
+    It tells the frozen decoder which column it writes and what the latent says of it; memory alone leaves it to count
+    separators. ``[B, latent_size]`` -> ``[B, columns, hidden]``.
+    """
+
+    def __init__(self, config: DiffLMConfig) -> None:
+        super().__init__()
+        self.shape = (config.num_embedded_columns, config.column_embedding_size)
+        self.latent_to_columns = nn.Sequential(
+            nn.Linear(config.latent_size, config.injection_hidden_size),
+            nn.GELU(),
+            nn.Linear(config.injection_hidden_size, math.prod(self.shape)),
+        )
+        self.column_vectors = nn.Parameter(torch.randn(self.shape) * 0.5)
+        self.norm = nn.LayerNorm(self.shape[1])
+        self.to_embeddings = nn.Linear(self.shape[1], config.decoder_hidden_size)
+        # About as large as the decoder's own embeddings.
+        nn.init.normal_(self.to_embeddings.weight, std=config.embedding_std / math.sqrt(self.shape[1]))
+        nn.init.zeros_(self.to_embeddings.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        columns = self.latent_to_columns(latents).unflatten(1, self.shape) + self.column_vectors
+        return self.to_embeddings(nn.functional.gelu(self.norm(columns)))
 
 
 INJECTORS: dict[str, type[nn.Module]] = {
@@ -479,15 +545,20 @@ class DiffLMModel(PreTrainedModel):
         hidden = self.encoder.config.hidden_size
         self.pooling = AttentionPooling(hidden, config.num_pooling_queries) if config.pooling == "attention" else None
         width = hidden * (config.num_pooling_queries if config.pooling == "attention" else 1)
-        columns = config.num_numerical_columns
-        self.numerical_features = NumericalFeatures(columns, config.numerical_feature_size) if columns else None
-        width += config.numerical_feature_size if columns else 0
+        columns = config.num_feature_columns
+        self.column_features = ColumnFeatures(columns, config.feature_size) if columns else None
+        self.column_decoder = ColumnDecoder(config, self.column_features.num_waves) if self.column_features else None
         self.posterior_norm = nn.LayerNorm(width)
-        self.posterior_mean = nn.Linear(width, config.latent_size)
-        self.posterior_log_variance = nn.Linear(width, config.latent_size)
+        features = config.feature_size if columns else 0
+        self.posterior_mean = nn.Linear(width + features, config.latent_size)
+        self.posterior_log_variance = nn.Linear(width + features, config.latent_size)
         nn.init.normal_(self.posterior_log_variance.weight, std=0.01)
         nn.init.constant_(self.posterior_log_variance.bias, config.initial_log_variance)
+        if columns:  # the text adds to what the features say, from nothing at first
+            for head in (self.posterior_mean, self.posterior_log_variance):
+                nn.init.zeros_(head.weight[:, :width])
         self.injector = INJECTORS[config.injection](config)
+        self.column_embeddings = ColumnEmbeddings(config) if config.num_embedded_columns else None
         self.decoder: PreTrainedModel | None = None
         self.post_init()
 
@@ -641,11 +712,11 @@ class DiffLMModel(PreTrainedModel):
             raise RuntimeError("This DiffLMModel has no decoder: load it with from_pretrained or attach_decoder.")
         return self.decoder
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, numerical_values: Tensor | None = None) -> Posterior:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, feature_values: Tensor | None = None) -> Posterior:
         """Encode records, tokenised by the encoder's tokenizer (``[batch, tokens]`` each), to posteriors.
 
-        A model with numerical columns also needs ``numerical_values``: the numbers' places in their columns' ranges,
-        0 to 1, ``[batch, num_numerical_columns]``, NaN where missing.
+        A model with feature columns also needs ``feature_values``: the values' places in their columns' ranges or
+        lists, 0 to 1, ``[batch, num_feature_columns]``, NaN where missing.
         """
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.encoder_autocast):
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
@@ -657,20 +728,36 @@ class DiffLMModel(PreTrainedModel):
             pooled = (hidden * weights).sum(1) / weights.sum(1)
         else:
             pooled = hidden[:, 0]
-        if self.numerical_features is not None:
-            if numerical_values is None or numerical_values.shape[1] != self.config.num_numerical_columns:
-                raise ValueError(
-                    f"This model reads {self.config.num_numerical_columns} numbers of a record beside its text: pass "
-                    "numerical_values=, or encode records with DiffLMPipeline.encode."
-                )
-            pooled = torch.cat([pooled, self.numerical_features(numerical_values.to(pooled))], dim=1)
         pooled = self.posterior_norm(pooled)
+        if self.column_features is not None:
+            if feature_values is None or feature_values.shape[1] != self.config.num_feature_columns:
+                raise ValueError(
+                    f"This model reads {self.config.num_feature_columns} values of a record beside its text: pass "
+                    "feature_values=, or encode records with DiffLMPipeline.encode."
+                )
+            pooled = torch.cat([pooled, self.column_features(feature_values.to(pooled))], dim=1)
+        return self._posterior(pooled)
+
+    def encode_features(self, feature_values: Tensor) -> Posterior:
+        """The posterior as if the text said nothing."""
+        if self.column_features is None:
+            raise ValueError("This model has no feature columns: use encode.")
+        features = self.column_features(feature_values)
+        silent = features.new_zeros(len(features), self.posterior_norm.normalized_shape[0])
+        return self._posterior(torch.cat([silent, features], dim=1))
+
+    def _posterior(self, pooled: Tensor) -> Posterior:
         return Posterior(self.posterior_mean(pooled), self.posterior_log_variance(pooled).clamp(-12.0, 4.0))
 
     def inject(self, latents: Tensor) -> Injection:
         """Map latents, ``[batch, latent_size]``, to what the decoder is conditioned on, in the decoder's dtype."""
         dtype = self._decoder.get_input_embeddings().weight.dtype
         injection = self.injector(latents.to(self.dtype))
+        if self.column_embeddings is not None:
+            embeddings = self.column_embeddings(latents.to(self.dtype))
+            injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
+            if self.config.separator_token_ids:
+                injection.separator_ids = torch.tensor(self.config.separator_token_ids, device=latents.device)
         if injection.past_key_values is not None:
             injection.past_key_values = [(k.to(dtype), v.to(dtype)) for k, v in injection.past_key_values]
         for name in ("prefix_embeds", "token_bias"):
@@ -702,7 +789,7 @@ class DiffLMModel(PreTrainedModel):
         tokens = torch.cat([torch.full_like(labels[:, :1], self._bos), labels[:, :-1].clamp(min=0)], dim=1)
         inputs_embeds = embeddings(tokens)
         if injection.token_bias is not None:
-            inputs_embeds = inputs_embeds + injection.token_bias[:, None]
+            inputs_embeds = inputs_embeds + injection.bias(injection.separators_seen(tokens))
         if injection.prefix_embeds is not None:
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
@@ -726,7 +813,7 @@ class DiffLMModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
-        numerical_values: Tensor | None = None,
+        feature_values: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
         candidates: CandidateTokens | None = None,
@@ -740,7 +827,7 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, tokens]``, the encoder's view of the records.
         labels : Tensor
             ``[batch, tokens]``, see [`~DiffLMModel.reconstruction`].
-        numerical_values : Tensor, optional
+        feature_values : Tensor, optional
             See [`~DiffLMModel.encode`].
         beta : float, default 0.0
             Weight of the KL.
@@ -749,16 +836,25 @@ class DiffLMModel(PreTrainedModel):
         candidates : CandidateTokens, optional
             See [`~DiffLMModel.reconstruction`].
         """
-        posterior = self.encode(input_ids, attention_mask, numerical_values)
+        posterior = self.encode(input_ids, attention_mask, feature_values)
         latents = posterior.sample(generator) if self.training else posterior.mean
         record_losses = self.reconstruction(latents, labels, candidates)
         reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
+        loss = reconstruction_loss + beta * kl
+        if feature_values is not None:
+            loss = loss + self.column_loss(latents, feature_values).mean()
         return DiffLMOutput(
-            loss=reconstruction_loss + beta * kl,
+            loss=loss,
             reconstruction_loss=reconstruction_loss.detach(),
             kl=kl.detach(),
             record_losses=record_losses.detach(),
         )
+
+    def column_loss(self, latents: Tensor, feature_values: Tensor) -> Tensor:
+        """Nats of each record's features given its latent, ``[batch]`` (see [`ColumnDecoder`])."""
+        if self.column_features is None or self.column_decoder is None:
+            return latents.new_zeros(len(latents))
+        return self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
 
     @property
     def _bos(self) -> int:
@@ -790,7 +886,7 @@ class DiffLMModel(PreTrainedModel):
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
         bos = torch.full((len(latents), 1), self._bos, device=_embedding_weight(self._decoder).device)
-        with bias_embeddings(embeddings, injection.token_bias):
+        with bias_embeddings(embeddings, injection):
             inputs_embeds = embeddings(bos)
             if injection.prefix_embeds is not None:
                 inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
@@ -811,12 +907,20 @@ class DiffLMModel(PreTrainedModel):
 
 
 @contextlib.contextmanager
-def bias_embeddings(embeddings: nn.Module, token_bias: Tensor | None) -> Iterator[None]:
-    """While open, add ``token_bias`` ``[batch, hidden]`` to every token's embedding."""
-    if token_bias is None:
+def bias_embeddings(embeddings: nn.Module, injection: Injection) -> Iterator[None]:
+    """While open, add the injection's bias to the embeddings of tokens, which come in the order of the records."""
+    if injection.token_bias is None:
         yield
         return
-    handle = embeddings.register_forward_hook(lambda module, args, output: output + token_bias[:, None].to(output))
+    seen: Tensor | int = 0
+
+    def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        nonlocal seen
+        columns = injection.separators_seen(args[0], seen)
+        seen = columns[:, -1:]
+        return output + injection.bias(columns).to(output)
+
+    handle = embeddings.register_forward_hook(add)
     try:
         yield
     finally:

@@ -207,12 +207,14 @@ class _PackedDecoder:
         *,
         prefixes: Mapping[int, Tensor] | None = None,
         token_bias: Tensor | None = None,
+        columns: Sequence[np.ndarray] | None = None,
         new: tuple[list[int], list[int]] | None = None,
     ) -> Tensor:
         """Feed the tokens `runs[slot]` at positions `starts[slot]`...; return the last hidden or logits [slots, ...].
 
-        `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [slots, hidden] is
-        added to its embeddings; `new` are slots and rows of the cache's memory to be copied to them.
+        `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [slots, columns,
+        hidden] is added to the embeddings of its run, whose tokens' columns are `columns[slot]`; `new` are slots and
+        rows of the cache's memory to be copied to them.
         """
         prefixes = prefixes or {}
         extra = [len(prefixes[slot]) if slot in prefixes else 0 for slot in range(len(runs))]
@@ -238,6 +240,9 @@ class _PackedDecoder:
             new_rows=self.tensor(new[1]) if new else None,
         )
         embeds = self.embeddings(self.tensor([token for run in runs for token in run]))
+        if token_bias is not None and columns is not None:
+            rows = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+            embeds = embeds + token_bias[self.tensor(rows), self.tensor(np.concatenate(columns))].to(embeds)
         if prefixes:
             pieces, at = [], 0
             for slot, run in enumerate(runs):
@@ -245,8 +250,6 @@ class _PackedDecoder:
                 pieces.append(embeds[at : at + len(run)])
                 at += len(run)
             embeds = torch.cat(pieces)
-        if token_bias is not None:
-            embeds = embeds + token_bias[self.tensor(slots)].to(embeds)
         last = self.tensor(begins + lengths - 1)
         arguments: dict[str, Any] = {
             "inputs_embeds": embeds[None],
@@ -338,6 +341,13 @@ class _Row:
     tokens: list[int]
     run: list[int]
     position: int
+    separators: int = 0  # seen in the runs that were fed
+
+    def columns(self, separators: np.ndarray, num_columns: int) -> np.ndarray:
+        """The columns of the run's tokens: of each, how many separators came before or at it."""
+        seen = self.separators + np.cumsum(np.isin(self.run, separators))
+        self.separators = int(seen[-1])
+        return np.minimum(seen, num_columns - 1)
 
 
 @torch.inference_mode()
@@ -364,8 +374,8 @@ def decode_rows(
     decoder : PreTrainedModel
         A causal LM in eval mode; it is left as it was.
     injection : Injection
-        What stands before BOS, for all rows: `prefix_embeds` [rows, tokens, hidden], `past_key_values` (a key and a
-        value [rows, kv_heads, tokens, head_dim] per layer) or `token_bias` [rows, hidden].
+        What the rows are conditioned on: `prefix_embeds` [rows, tokens, hidden], `past_key_values` (a key and a value
+        [rows, kv_heads, tokens, head_dim] per layer), `token_bias` [rows, columns, hidden] with `separator_ids`.
     constraint : RecordConstraint
         The compiled schema.
     row_randoms : sequence of RowRandom
@@ -405,6 +415,7 @@ def decode_rows(
     given = list(given_texts) if given_texts is not None else [None] * len(row_randoms)
     prefix, bias = injection.prefix_embeds, injection.token_bias
     offset = injection.length
+    separators = np.array([] if injection.separator_ids is None else injection.separator_ids.tolist(), dtype=np.int64)
     packed = _PackedDecoder(decoder, min(batch_size, max(1, len(row_randoms))), plain_head)
     packed.cache.memory = injection.past_key_values
     results: list[list[int]] = [[] for _ in row_randoms]
@@ -442,6 +453,7 @@ def decode_rows(
                     [row.position for row in active],
                     prefixes=None if prefix is None else {slot: prefix[active[slot].index] for slot in slots},
                     token_bias=None if bias is None else bias[packed.tensor([row.index for row in active])],
+                    columns=None if bias is None else [row.columns(separators, bias.shape[1]) for row in active],
                     new=(slots, [active[slot].index for slot in slots]) if slots else None,
                 )
                 for slot, row in enumerate(active):

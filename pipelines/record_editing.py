@@ -45,8 +45,8 @@ class RecordEditingMixin:
                 return_tensors="pt",
             ).to(self.autoencoder.device)
             numbers = None
-            if self.autoencoder.config.num_numerical_columns:
-                numbers = torch.tensor([self.schema.numerical_values(record) for record in chosen])
+            if self.autoencoder.config.num_feature_columns:
+                numbers = torch.tensor([self.schema.feature_values(record) for record in chosen])
                 numbers = numbers.to(self.autoencoder.device)
             posterior = self.autoencoder.encode(batch["input_ids"], batch["attention_mask"], numbers)
             means.append(posterior.mean if generator is None else posterior.sample(generator))

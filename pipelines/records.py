@@ -531,17 +531,26 @@ class RecordSchema:
         return {column.name: column.normalize(record.get(column.name)) for column in self.columns}
 
     @cached_property
-    def numerical_columns(self) -> dict[str, tuple[float, float]]:
-        """The columns of numbers and their ranges; categories that are numbers count."""
-        return {column.name: column.number_range for column in self.columns if column.number_range is not None}
+    def feature_columns(self) -> dict[str, tuple[float, float] | dict[Any, int]]:
+        """The columns of numbers with their ranges, and those of other categories and booleans with their codes."""
+        found = {}
+        for column in self.columns:
+            values = [False, True] if column.kind == "boolean" else column.categories or []
+            codes = {value: code for code, value in enumerate(values)}
+            if column.number_range is not None or codes:
+                found[column.name] = column.number_range or codes
+        return found
 
-    def numerical_values(self, record: Mapping[str, Any]) -> list[float]:
-        """Place of each number of a normalised record in its column's range, 0 to 1; NaN for a missing one."""
+    def feature_values(self, record: Mapping[str, Any]) -> list[float]:
+        """Place of a normalised record's values in their columns' ranges or lists, 0 to 1; NaN for a missing one."""
         places = []
-        for name, (low, high) in self.numerical_columns.items():
-            value = record[name]
-            # A number outside the range gets the nearer end.
-            place = 0.0 if value is None or high == low else (min(max(value, low), high) - low) / (high - low)
+        for name, known in self.feature_columns.items():
+            value, place = record[name], 0.0
+            low, high = (0, len(known) - 1) if isinstance(known, dict) else known
+            if value is not None and high > low:
+                # A number outside the range gets the nearer end.
+                code = known[value] if isinstance(known, dict) else min(max(value, low), high)
+                place = (code - low) / (high - low)
             places.append(math.nan if value is None else place)
         return places
 

@@ -116,6 +116,15 @@ def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, t
     with pytest.raises(SystemExit, match="holds a fit of"):
         run(tabular, monkeypatch, *options[:-1], "difflm", "--budget-minutes", 7)
     pd.testing.assert_frame_equal(added, pd.read_parquet(fits / "adult-0/rows-diffusion-70.parquet"))
+    # Where time runs out, the rows of whole parts remain, and no further run gets more time.
+    for path in (fits / "adult-0").glob("rows-diffusion-*"):
+        path.unlink()
+    monkeypatch.setattr(sys.modules["tabular_difflm"], "ROWS_AT_ONCE", 20)
+    for _ in range(2):
+        assert run(tabular, monkeypatch, *options[:-1], "difflm", "--sample-minutes", 1e-6) == 0
+        entry = json.loads((results / "adult-difflm-0.json").read_text(encoding="utf-8"))
+        assert entry["sampled_rows"] == 20
+    assert pd.read_parquet(fits / "adult-0/rows-diffusion-20.parquet").equals(added.head(20))
 
 
 def test_unknown_method(tabular, monkeypatch, capsys):

@@ -35,6 +35,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
     num_sampled_tokens : int, default 1024
         Tokens drawn at each step to stand for those that occur in no record, in the softmax over the decoder's
         vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
+    latent_warmup_steps : int, default 1500
+        Steps of [`warm_up_latents`] before the first of the autoencoder, for models with feature columns.
     encoder_bf16 : bool, default True
         Train the encoder in mixed precision where the hardware multiplies bf16.
     save_minutes : float, default 10
@@ -82,6 +84,9 @@ class AutoencoderTrainingArguments(TrainingArguments):
     num_sampled_tokens: int = field(
         default=1024,
         metadata={"help": "Tokens drawn for the softmax to stand for those in no record; 0: take all."},
+    )
+    latent_warmup_steps: int = field(
+        default=1500, metadata={"help": "Steps of the latents' warm-up, without the LLM; 0: none."}
     )
     encoder_bf16: bool = field(default=True, metadata={"help": "Mixed precision for the encoder, where it is fast."})
     save_minutes: float = field(default=10.0, metadata={"help": "Most minutes without a checkpoint; 0: no matter."})

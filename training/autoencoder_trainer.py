@@ -16,6 +16,7 @@ from difflm.modeling_difflm import CandidateTokens, DiffLMModel, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
 from difflm.training.candidate_tokens import draw_candidates, has_plain_head
+from difflm.training.latent_warmup import warm_up_latents
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -74,19 +75,32 @@ class AutoencoderTrainer(Trainer):
         # Looked up, not kept: resuming replaces the callback by one built from the checkpoint.
         return next(c for c in self.callback_handler.callbacks if isinstance(c, BetaSchedule))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
         on_cpu = self.args.device.type == "cpu"
         models = [m for m in (self.model.encoder, self.model.decoder) if on_cpu and m is not None]
         before = [model.config._attn_implementation for model in models]
-        if self.model.numerical_features is not None:
+        if self.model.column_features is not None:
             dataset: Any = self.train_dataset
-            self.model.numerical_features.fit(dataset.numerical_values())
+            values = dataset.feature_values()
+            self.model.column_features.fit(values)
+            if self.args.latent_warmup_steps and not resume_from_checkpoint:
+                started = time.monotonic()
+                warm_up_latents(
+                    self.model,
+                    values,
+                    steps=self.args.latent_warmup_steps,
+                    # No more than a small part of a short fit.
+                    max_seconds=None if self.budget.max_seconds is None else 0.05 * self.budget.max_seconds,
+                    seed=self.args.seed,
+                    show_progress=not self.args.disable_tqdm,
+                )
+                self.budget.used_before = time.monotonic() - started
         self.model.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
         try:
             for model in models:
                 model.set_attn_implementation("eager")
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             for model, implementation in zip(models, before, strict=True):
                 model.set_attn_implementation(implementation)
@@ -181,8 +195,7 @@ class AutoencoderTrainer(Trainer):
         model.eval()
         batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
         posteriors = [
-            model.encode(batch["input_ids"], batch["attention_mask"], batch.get("numerical_values"))
-            for batch in batches
+            model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values")) for batch in batches
         ]
         means = torch.cat([posterior.mean for posterior in posteriors])
         sizes = [len(posterior.mean) for posterior in posteriors]
@@ -243,13 +256,14 @@ class TimeBudget(TrainerCallback):
 
     def __init__(self, max_minutes: float | None) -> None:
         self.max_seconds = None if max_minutes is None else 60 * max_minutes
+        self.used_before = 0.0
         self.started = time.monotonic()
 
     def share_used(self) -> float:
         return 0.0 if self.max_seconds is None else min(1.0, (time.monotonic() - self.started) / self.max_seconds)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.monotonic()
+        self.started = time.monotonic() - self.used_before
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior, multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
+
+
+def estimated_seconds(
+    model: DiffLMModel, dataset: RecordDataset, *, batch_size: int = 64, encoder_pad_token_id: int = 0
+) -> float:
+    """How long [`encode_latents`] will take, from a batch of records of middling length."""
+    order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
+    first = max(0, (len(order) - batch_size) // 2)
+    batch = RecordCollator(encoder_pad_token_id)([dataset[row] for row in order[first : first + batch_size]])
+    batch = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+    seconds = 0.0
+    for _ in range(2):  # the first is slower
+        started = time.monotonic()
+        with torch.no_grad():
+            model.encode(**batch)
+        seconds = time.monotonic() - started
+    return seconds * len(dataset) / len(batch["input_ids"])
 
 
 @torch.no_grad()
@@ -36,7 +55,7 @@ def encode_latents(
     means, log_variances = [], []
     for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
         batch = {name: values.to(model.device) for name, values in batch.items()}
-        posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("numerical_values"))
+        posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
         means.append(posterior.mean.float().cpu())
         log_variances.append(posterior.log_variance.float().cpu())
     model.encoder_autocast = False

@@ -19,8 +19,9 @@ class Preset:
     encoder, decoder : str
         See [`resolve_source`].
     record_format : {"values", "json"}
-    numerical_features : bool
-        Whether the posterior reads the records' numbers beside their text. The paper's does not.
+    column_features, column_embeddings : bool
+        Whether the posterior reads the columns' values beside the text, and the decoder a hint of each column beside
+        the memory (see [`ColumnFeatures`], [`ColumnEmbeddings`]). The paper's do not.
     epochs : float
         Most passes over the table.
     max_minutes : float, optional
@@ -42,7 +43,8 @@ class Preset:
     encoder: str = MINILM
     decoder: str = SMOLLM2
     record_format: str = "values"
-    numerical_features: bool = True
+    column_features: bool = True
+    column_embeddings: bool = True
     epochs: float = 40.0
     max_minutes: float | None = 60.0
     batch_size: int | None = None
@@ -62,7 +64,8 @@ PRESETS = {
         encoder="google-bert/bert-base-uncased",
         decoder="mistralai/Mistral-7B-Instruct-v0.3",
         record_format="json",
-        numerical_features=False,
+        column_features=False,
+        column_embeddings=False,
         epochs=200.0,
         max_minutes=None,
         batch_size=16,

@@ -48,14 +48,14 @@ class FitProgress(TrainerCallback):
         self.budget = budget
         self.description = description
         self.bar: tqdm[Any] | None = None
-        self.first_step = 0
+        self.first_step, self.first_share = 0, 0.0
         self.figures: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self.first_step = state.global_step
+            self.first_step, self.first_share = state.global_step, self.budget.share_used()
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
@@ -73,10 +73,10 @@ class FitProgress(TrainerCallback):
 
     def expected_steps(self, state: TrainerState) -> int:
         """Steps at which training will end: all of them, or as many as the time budget has room for at this rate."""
-        share = self.budget.share_used()
+        share = self.budget.share_used() - self.first_share
         if share <= 0:
             return state.max_steps
-        in_time = self.first_step + round((state.global_step - self.first_step) / share)
+        in_time = self.first_step + round((state.global_step - self.first_step) * (1 - self.first_share) / share)
         return max(state.global_step, min(state.max_steps, in_time))
 
     def on_log(

@@ -100,9 +100,9 @@ class RecordDataset(Dataset):
                 return None
         return sorted(tokens)
 
-    def numerical_values(self) -> Tensor:
+    def feature_values(self) -> Tensor:
         """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""
-        return torch.tensor([self.schema.numerical_values(record) for record in self.records])
+        return torch.tensor([self.schema.feature_values(record) for record in self.records])
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         record = self.records[index]
@@ -110,8 +110,8 @@ class RecordDataset(Dataset):
             self.schema.serialize(record), truncation=True, max_length=self.encoder_max_length
         )
         example = {"input_ids": encoded["input_ids"], "labels": self.token_ids(record)}
-        if self.schema.numerical_columns:
-            example["numerical_values"] = self.schema.numerical_values(record)
+        if self.schema.feature_columns:
+            example["feature_values"] = self.schema.feature_values(record)
         return example
 
 
@@ -132,8 +132,8 @@ class RecordCollator:
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),
         }
-        if "numerical_values" in examples[0]:
-            batch["numerical_values"] = torch.tensor([example["numerical_values"] for example in examples])
+        if "feature_values" in examples[0]:
+            batch["feature_values"] = torch.tensor([example["feature_values"] for example in examples])
         return batch
 
 

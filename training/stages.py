@@ -13,17 +13,23 @@ import torch
 from transformers import AutoTokenizer, ProgressCallback
 
 from difflm.modeling_difflm import DiffLMModel, compute_device, multiplies_bf16, resolve_source
+from difflm.pipelines.decoding import tokenize_segment
 from difflm.pipelines.records import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.data import as_dataframe, read_table
+from difflm.training.encode_latents import estimated_seconds
 from difflm.training.presets import PRESETS, Preset
 from difflm.training.progress import FitProgress, no_file_bars
 from difflm.training.record_dataset import RecordDataset
 
 
 AUTOENCODER_SHARE_OF_TIME = 0.85
-MAX_EVALUATION_RECORDS = 256
+DENOISER_SHARE_OF_TIME = 0.08
+MAX_EVALUATION_RECORDS = 128
+MAX_EMBEDDED_COLUMNS = 128
+# Latents that are warmed up need no high beta to be smooth, and unlearn under one what the decoder does not read yet.
+BETA_AFTER_WARM_UP = 0.005
 
 
 def resolve_settings(
@@ -86,12 +92,22 @@ def load_model(
         model = DiffLMModel.from_pretrained(finished)
     else:
         options = settings.model | model_kwargs
-        if settings.numerical_features:
-            options = {"num_numerical_columns": len(schema.numerical_columns)} | options
+        if settings.column_features:
+            options = {"num_feature_columns": len(schema.feature_columns)} | options
+        if settings.column_embeddings and len(schema.columns) > 1:
+            options = _column_options(schema, tokenizers[1]) | options
         model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, tokenizers
+
+
+def _column_options(schema: RecordSchema, tokenizer: Any) -> dict[str, Any]:
+    between = schema.fixed_segments()[1:-1]
+    return {
+        "num_embedded_columns": min(len(schema.columns), MAX_EMBEDDED_COLUMNS),
+        "separator_token_ids": sorted({tokenize_segment(tokenizer, text)[0] for text in between}),
+    }
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -119,7 +135,13 @@ def fit_autoencoder(
     batch_size = cast(int, settings.batch_size)  # `resolve_settings` sets one
     steps_per_epoch = max(1, len(train) // batch_size)
     interval = max(20, min(200, steps_per_epoch))
-    minutes = None if settings.max_minutes is None else settings.max_minutes * AUTOENCODER_SHARE_OF_TIME
+    pad_token_id = encoder_tokenizer.pad_token_id or 0
+    minutes = None
+    if settings.max_minutes is not None:
+        # On a slow processor encoding a long table takes more than the usual rest: what the denoiser needs is kept.
+        encoding = sum(estimated_seconds(model, part, encoder_pad_token_id=pad_token_id) for part in datasets) / 60
+        share = min(AUTOENCODER_SHARE_OF_TIME, 1 - DENOISER_SHARE_OF_TIME - encoding / settings.max_minutes)
+        minutes = max(0.5, share) * settings.max_minutes
     options: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "num_train_epochs": settings.epochs,
@@ -134,9 +156,11 @@ def fit_autoencoder(
         "seed": seed,
         "disable_tqdm": not show_progress,
     }
+    if model.config.num_feature_columns and settings.beta_schedule == "geometric":
+        options["beta"] = BETA_AFTER_WARM_UP
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)
-    trainer = AutoencoderTrainer(model, args, train, evaluation, encoder_tokenizer.pad_token_id or 0)
+    trainer = AutoencoderTrainer(model, args, train, evaluation, pad_token_id)
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(FitProgress(trainer.budget))

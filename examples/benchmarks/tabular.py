@@ -113,6 +113,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
                 seed,
                 arguments.preset,
                 arguments.budget_minutes,
+                arguments.sample_minutes,
             )
         else:
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
@@ -195,7 +196,7 @@ def main() -> int:
     parser.add_argument("--spec", metavar="FILE", help="spec.json for --hub-dataset")
     parser.add_argument("--methods", default="real,independent,smote,gaussian_copula", help="comma-separated")
     parser.add_argument("--budget-minutes", type=float, default=45.0, help="time limit of one fit (default: 45)")
-    parser.add_argument("--sample-minutes", type=float, default=20.0, help="of a language baseline (default: 20)")
+    parser.add_argument("--sample-minutes", type=float, default=20.0, help="of a language model (default: 20)")
     parser.add_argument("--train-rows", type=int, help="fit on a subsample of so many rows (default: all)")
     parser.add_argument("--rows", type=int, help="rows to sample (default: as many as the training split)")
     parser.add_argument("--quantity", action="store_true", help="sample twice the rows; learn from 1x, 2x, real + 1x")

@@ -11,6 +11,8 @@ from difflm.cli_files import write_atomically
 from difflm.training.evaluation.tables import subsample
 
 
+# Sampled between two looks at the clock.
+ROWS_AT_ONCE = 500
 # Name of the method to the prior that its latents are drawn from.
 PRIORS = {"difflm": "diffusion", "difflm_gmm": "gmm", "difflm_gaussian": "gaussian", "difflm_encode": "encode"}
 
@@ -23,8 +25,9 @@ def sample_difflm(
     seed: int,
     preset: str,
     budget_minutes: float,
+    sample_minutes: float,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit a DiffLM within the budget and sample it, unless ``folder`` holds the results."""
+    """Fit a DiffLM within the budget and sample it within its time, unless ``folder`` holds the results."""
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.train_difflm import fit
 
@@ -49,34 +52,40 @@ def sample_difflm(
     details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
     details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds") if name in log}
     details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
-    kept = folder / f"rows-{prior}-{count}.parquet"
-    notes = kept.with_suffix(".json")
-    if kept.is_file() and notes.is_file():
-        return pd.read_parquet(kept), details | json.loads(notes.read_text(encoding="utf-8"))
     # Row i depends on the seed and i alone: rows sampled before, say of a run without --quantity, are the first.
-    parts, before = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
-    smaller = [
+    parts, sampled = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
+    known = [
         path
-        for path in folder.glob("rows-diffusion-*.parquet")
-        if _count(path) < count and path.with_suffix(".json").is_file()
+        for path in folder.glob(f"rows-{prior}-*.parquet")
+        if (_count(path) == count or (_count(path) < count and prior == "diffusion"))
+        and path.with_suffix(".json").is_file()
     ]
-    if prior == "diffusion" and smaller:
-        fewer = max(smaller, key=_count)
-        parts, before = [pd.read_parquet(fewer)], json.loads(fewer.with_suffix(".json").read_text(encoding="utf-8"))
+    if known:
+        most = max(known, key=_count)
+        parts, sampled = [pd.read_parquet(most)], json.loads(most.with_suffix(".json").read_text(encoding="utf-8"))
     done = sum(map(len, parts))
+    seconds_left = 60 * sample_minutes - sampled["sample_seconds"]
+    if done == count or (done and seconds_left <= 0):
+        return parts[0], details | sampled
     pipe, started = DiffLMPipeline.from_pretrained(folder), time.monotonic()
     latents = None
     if prior != "diffusion":
         # Ten thousand rows are enough for a mixture; encoding more takes minutes.
         records = subsample(tables["train"], 10_000, seed)
         latents = pipe.prior_latents(prior, count, records=records, seed=seed)
-    result = pipe(num_samples=count - done, seed=seed, latents=latents, first_row=done)
-    rows = pd.concat([*parts, result.to_pandas()], ignore_index=True)
-    valid = done * before["validity_rate"] + (count - done) * float(result.valid_first_attempt)
-    sampled = {
-        "sample_seconds": round(before["sample_seconds"] + time.monotonic() - started, 1),
-        "validity_rate": valid / count,
-    }
+    valid = done * sampled["validity_rate"]
+    while done < count and time.monotonic() - started < seconds_left:
+        size = min(ROWS_AT_ONCE, count - done)
+        part = None if latents is None else latents[done : done + size]
+        result = pipe(num_samples=size, seed=seed, latents=part, first_row=done)
+        parts.append(result.to_pandas())
+        valid += size * float(result.valid_first_attempt)
+        done += size
+    rows = pd.concat(parts, ignore_index=True)
+    seconds = round(sampled["sample_seconds"] + time.monotonic() - started, 1)
+    sampled = {"sample_seconds": seconds, "validity_rate": valid / done}
+    kept = folder / f"rows-{prior}-{done}.parquet"
+    notes = kept.with_suffix(".json")
     write_atomically(kept, rows.to_parquet)
     write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
     return rows, details | sampled

@@ -26,10 +26,10 @@ from transformers import (
 
 from difflm import modeling_difflm
 from difflm.modeling_difflm import (
+    ColumnFeatures,
     DecoderMismatchError,
     DiffLMConfig,
     DiffLMModel,
-    NumericalFeatures,
     Posterior,
     multiplies_bf16,
     resolve_source,
@@ -38,6 +38,11 @@ from difflm.training.candidate_tokens import draw_candidates
 
 
 INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
+# Beside any of them, embeddings of columns; so many tokens are separators that every record has some.
+COLUMNS = {"num_embedded_columns": 3, "column_embedding_size": 16, "separator_token_ids": list(range(5, 60, 3))}
+CONDITIONINGS = {name: {"injection": name} for name in INJECTIONS} | {
+    f"{name}+columns": {"injection": name, **COLUMNS} for name in INJECTIONS
+}
 SIZES = {
     "vocab_size": 60,
     "hidden_size": 32,
@@ -85,12 +90,12 @@ def batch():
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
 
 
-@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize("family", DECODERS)
-def test_generation_agrees_with_the_training_loss(encoder, family, injection):
+def test_generation_agrees_with_the_training_loss(encoder, family, conditioning):
     """Greedy tokens of `generate` are the argmax of the logits that training scores: same positions, same prefix."""
     torch.manual_seed(0)
-    model = build(encoder, DECODERS[family](), injection=injection).eval()
+    model = build(encoder, DECODERS[family](), **CONDITIONINGS[conditioning]).eval()
     latents = torch.randn(4, 8)
     written = model.generate(latents, max_new_tokens=5, do_sample=False)
     loss = model.reconstruction(latents, written)
@@ -101,15 +106,17 @@ def test_generation_agrees_with_the_training_loss(encoder, family, injection):
             changed[:, position + 1 :] = -100
             kept = written.clone()
             kept[:, position + 1 :] = -100
-            assert (model.reconstruction(latents, changed) >= model.reconstruction(latents, kept) - 1e-5).all()
+            going_on = (written[:, :position] != 2).all(dim=1)  # what stands behind EOS is padding
+            worse = model.reconstruction(latents, changed) >= model.reconstruction(latents, kept) - 1e-5
+            assert worse[going_on].all()
     assert loss.shape == (4,)
 
 
-@pytest.mark.parametrize("injection", INJECTIONS)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize("family", DECODERS)
-def test_one_step_moves_every_trainable_parameter_and_no_frozen_one(encoder, family, injection):
+def test_one_step_moves_every_trainable_parameter_and_no_frozen_one(encoder, family, conditioning):
     torch.manual_seed(0)
-    model = build(encoder, DECODERS[family](), injection=injection).train()
+    model = build(encoder, DECODERS[family](), **CONDITIONINGS[conditioning]).train()
     assert not model.decoder.training
     frozen = {name: value.clone() for name, value in model.decoder.state_dict().items()}
     before = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -123,6 +130,23 @@ def test_one_step_moves_every_trainable_parameter_and_no_frozen_one(encoder, fam
     still = [name for name, value in model.named_parameters() if name in before and torch.equal(value, before[name])]
     assert still == []
     assert all(torch.equal(value, frozen[name]) for name, value in model.decoder.state_dict().items())
+
+
+def test_a_columns_embedding_reaches_that_columns_tokens(encoder):
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS["mistral_grouped"](), **COLUMNS).eval()
+    injection = model.inject(torch.randn(2, 8))
+    assert injection.token_bias.shape == (2, 3, 32)
+    tokens = torch.tensor([[1, 3, 5, 4, 8, 3], [5, 5, 5, 5, 3, 3]])
+    seen = injection.separators_seen(tokens)
+    assert seen.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 3, 4, 4, 4]]
+    assert injection.separators_seen(tokens[:, :1], seen[:, -1:]).tolist() == [[2], [5]]
+    bias = injection.bias(seen)
+    expected = [injection.token_bias[0, [0, 0, 1, 1, 2, 2]], injection.token_bias[1, [1, 2, 2, 2, 2, 2]]]
+    assert torch.equal(bias, torch.stack(expected))
+    # About as large as an embedding, so that the frozen decoder neither ignores it nor sees nothing else.
+    ratio = float(injection.token_bias.std()) / model.config.embedding_std
+    assert 0.3 < ratio < 3
 
 
 def test_latent_reaches_the_loss_by_each_injection(encoder):
@@ -194,9 +218,9 @@ class TestDecoderDtype:
             assert loaded.decoder.dtype == torch.float32
 
 
-class TestNumericalFeatures:
+class TestColumnFeatures:
     def test_ranks_are_shares_of_the_training_rows(self):
-        features = NumericalFeatures(2, 8)
+        features = ColumnFeatures(2, 8)
         values = torch.stack([torch.linspace(0, 1, 1001) ** 3, torch.full((1001,), float("nan"))], dim=1)
         features.fit(values)
         found = features.ranks(torch.tensor([[0.0, 0.0], [0.125, 0.25], [1.0, 1.0]]))
@@ -208,9 +232,9 @@ class TestNumericalFeatures:
         found = features.ranks(torch.tensor([[0.0, 0.0], [0.5, 0.5]]))[:, 0]
         torch.testing.assert_close(found, torch.tensor([0.9, 0.95]), atol=0.01, rtol=0)
 
-    def test_a_missing_number_is_no_number_of_the_range(self):
+    def test_a_missing_value_is_no_value_of_the_range(self):
         torch.manual_seed(0)
-        features = NumericalFeatures(1, 8)
+        features = ColumnFeatures(1, 8)
         missing, *others = features(torch.tensor([[float("nan")], [0.0], [0.5], [1.0]]))
         assert bool(missing.isfinite().all())
         assert all((missing - other).abs().max() > 1e-3 for other in others)
@@ -218,18 +242,23 @@ class TestNumericalFeatures:
     def test_they_reach_the_posterior_and_the_checkpoint(self, encoder, tmp_path):
         torch.manual_seed(0)
         decoder = DECODERS["gpt2"]()
-        model = build(encoder, decoder, num_numerical_columns=2, numerical_feature_size=16).eval()
-        model.numerical_features.fit(torch.rand(50, 2) ** 2)
+        model = build(encoder, decoder, num_feature_columns=2, feature_size=16).eval()
+        model.column_features.fit(torch.rand(50, 2) ** 2)
         inputs = batch()
         values = torch.tensor([[0.1, 0.2], [0.3, float("nan")], [0.5, 0.6], [1.0, 0.0]])
         posterior = model.encode(inputs["input_ids"], inputs["attention_mask"], values)
         changed = model.encode(inputs["input_ids"], inputs["attention_mask"], values.flip(1))
         assert (posterior.mean - changed.mean).abs().amax(dim=1).min() > 1e-3
+        loss = model(**inputs, feature_values=values)
+        column_loss = model.column_loss(posterior.mean, values)
+        difference = model.column_decoder.latent_to_waves(posterior.mean) - model.column_features.waves(values)
+        torch.testing.assert_close(column_loss, 0.5 * difference.square().sum(dim=1))
+        torch.testing.assert_close(loss.loss, loss.reconstruction_loss + column_loss.mean())
         model.save_pretrained(tmp_path)
         loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
-        expected, found = (one(**inputs, numerical_values=values).record_losses for one in (model, loaded))
+        expected, found = (one(**inputs, feature_values=values).record_losses for one in (model, loaded))
         assert torch.equal(expected, found)
-        with pytest.raises(ValueError, match="reads 2 numbers of a record beside its text: pass numerical_values="):
+        with pytest.raises(ValueError, match="reads 2 values of a record beside its text: pass feature_values="):
             model.encode(inputs["input_ids"], inputs["attention_mask"])
 
 

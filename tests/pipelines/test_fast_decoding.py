@@ -94,7 +94,9 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
         return Injection(past_key_values=[(noise(rows, heads, 3, 8), noise(rows, heads, 3, 8)) for _ in range(2)])
     if kind == "soft_prompt":
         return Injection(prefix_embeds=noise(rows, 5, 32))
-    return Injection(token_bias=noise(rows, 32))
+    if kind == "columns":
+        return Injection(prefix_embeds=noise(rows, 5, 32), token_bias=noise(rows, 3, 32))
+    return Injection(token_bias=noise(rows, 1, 32))
 
 
 def randoms(rows: int = ROWS) -> list[RowRandom]:
@@ -108,7 +110,7 @@ def reference(
     """The same by `generate`: tokens up to EOS."""
     embeddings = decoder.get_input_embeddings()
     arguments = {}
-    with bias_embeddings(embeddings, injection.token_bias):
+    with bias_embeddings(embeddings, injection):
         embeds = embeddings(torch.zeros(ROWS, 1, dtype=torch.long))
         if injection.prefix_embeds is not None:
             embeds = torch.cat([injection.prefix_embeds, embeds], dim=1)
@@ -130,12 +132,14 @@ def reference(
     return [row[: row.index(1) + 1] if 1 in row else row for row in written]
 
 
-@pytest.mark.parametrize("kind", ["kv_memory", "soft_prompt", "embedding"])
+@pytest.mark.parametrize("kind", ["kv_memory", "soft_prompt", "embedding", "columns"])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 40, "top_p": 0.9}], ids=["plain", "top"])
 def test_same_tokens_as_generate(
     decoder: PreTrainedModel, constraint: RecordConstraint, kind: str, options: dict[str, float]
 ) -> None:
     injection = make_injection(kind, decoder)
+    if kind == "columns":  # the comma; three columns for four values: the last is shared
+        injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
     expected = reference(decoder, injection, RecordLogitsProcessor(constraint, randoms(), **options), 100)
     for batch_size in (1, 5, 64):
         found = decode_rows(
@@ -167,7 +171,8 @@ def test_same_tokens_as_generate_without_constraint(llama: PreTrainedModel, cons
 
 def test_the_injection_decides_the_row(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
     first = make_injection("kv_memory", llama)
-    second = first.select(torch.arange(ROWS).roll(1))
+    assert first.past_key_values is not None
+    second = Injection(past_key_values=[(key.roll(1, 0), value.roll(1, 0)) for key, value in first.past_key_values])
     decoded = []
     for injection in (first, second):
         same = [RowRandom(0, 0) for _ in range(ROWS)]
@@ -230,11 +235,11 @@ def test_a_decoder_with_other_attention_is_refused(constraint: RecordConstraint)
     gemma = make_decoder("gemma2")
     assert not supports(gemma)
     with pytest.raises(UnsupportedDecoderError, match="Gemma2ForCausalLM.*fast=False"):
-        decode_rows(gemma, Injection(token_bias=torch.zeros(1, 32)), constraint, randoms(1), choose=choose_tokens)
+        decode_rows(gemma, Injection(token_bias=torch.zeros(1, 1, 32)), constraint, randoms(1), choose=choose_tokens)
 
 
 def test_no_rows_and_no_batch(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
-    nothing = Injection(token_bias=torch.zeros(0, 32))
+    nothing = Injection(token_bias=torch.zeros(0, 1, 32))
     assert decode_rows(llama, nothing, constraint, [], choose=choose_tokens) == []
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         decode_rows(llama, nothing, constraint, [], choose=choose_tokens, batch_size=0)

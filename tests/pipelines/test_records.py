@@ -327,17 +327,17 @@ def test_categories_are_sorted_by_frequency_then_value():
     assert kind_of([2.0, None, 3.0], category_columns=["a"]).categories == (2, 3)
 
 
-def test_numbers_have_places_in_their_ranges():
+def test_values_have_places_in_their_ranges_and_lists():
     rows = [{"n": 10, "x": -1.5, "code": 3, "same": 7, "word": "a", "flag": True}] * 3
     rows += [{"n": 20, "x": 0.5, "code": 1, "same": 7, "word": "b", "flag": False}] * 3
     rows += [{"n": 30, "x": None, "code": 2, "same": 7, "word": "c", "flag": True}]
     schema = RecordSchema.infer(rows)
-    assert list(schema.numerical_columns) == ["n", "x", "code", "same"]
-    assert schema.numerical_values(rows[0]) == [0.0, 0.0, 1.0, 0.0]
-    last = schema.numerical_values(rows[-1])
-    assert math.isnan(last[1]) and [last[0], *last[2:]] == [1.0, 0.5, 0.0]
+    assert list(schema.feature_columns) == ["n", "x", "code", "same", "word", "flag"]
+    assert schema.feature_values(rows[0]) == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    last = schema.feature_values(rows[-1])
+    assert math.isnan(last[1]) and [last[0], *last[2:]] == [1.0, 0.5, 0.0, 1.0, 1.0]
     # Held-out records may leave the range.
-    assert schema.numerical_values(rows[0] | {"n": 99, "x": -9.0}) == [1.0, 0.0, 1.0, 0.0]
+    assert schema.feature_values(rows[0] | {"n": 99, "x": -9.0}) == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     assert Column("n", "integer", minimum=1, maximum=10**400).number_range is None
 
 

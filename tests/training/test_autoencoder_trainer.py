@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState, set_seed
+from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.records import RecordSchema
+from difflm.training import autoencoder_trainer
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
@@ -25,7 +26,7 @@ def dataset(small_table, encoder_tokenizer, decoder_tokenizer) -> RecordDataset:
     return RecordDataset(records, schema, encoder_tokenizer, decoder_tokenizer, 1, max_length=64)
 
 
-def build(model_folders) -> DiffLMModel:
+def build(model_folders, **kwargs) -> DiffLMModel:
     set_seed(0)
     return DiffLMModel.from_encoder_decoder(
         model_folders["encoder"],
@@ -35,6 +36,7 @@ def build(model_folders) -> DiffLMModel:
         num_injection_tokens=2,
         injection_hidden_size=16,
         injection_token_size=16,
+        **kwargs,
     )
 
 
@@ -110,7 +112,7 @@ def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):
     with torch.no_grad():
         for row in range(len(dataset)):
             tokens = torch.tensor([dataset[row]["input_ids"]])
-            values = dataset[row].get("numerical_values")
+            values = dataset[row].get("feature_values")
             alone = model.encode(tokens, torch.ones_like(tokens), None if values is None else torch.tensor([values]))
             torch.testing.assert_close(posterior.mean[row : row + 1], alone.mean, atol=1e-2, rtol=0)
 
@@ -149,6 +151,28 @@ def test_minutes_count_from_the_last_checkpoint():
     control.should_save = False
     callback.on_step_end(None, TrainerState(), control)
     assert not control.should_save
+
+
+def test_latents_are_warmed_up_once_and_within_the_time(model_folders, dataset, tmp_path, monkeypatch):
+    calls, clock = [], [1000.0]
+
+    def warm_up(model, values, **options):
+        calls.append((values, options))
+        clock[0] += 30
+
+    monkeypatch.setattr(autoencoder_trainer, "warm_up_latents", warm_up)
+    monkeypatch.setattr(autoencoder_trainer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Trainer, "train", lambda self, resume=None: self.budget.on_train_begin())
+    shares = []
+    for resumed, columns in ((None, 4), ("a checkpoint", 4), (None, 0)):
+        training = trainer(model_folders, dataset, tmp_path, max_minutes=10.0, latent_warmup_steps=7, seed=3)
+        training.model = build(model_folders, num_feature_columns=columns, feature_size=8)
+        training.train(resumed)
+        shares.append(training.budget.share_used())
+    assert shares == pytest.approx([0.05, 0.0, 0.0])
+    ((values, options),) = calls
+    assert torch.equal(values.isnan(), dataset.feature_values().isnan())
+    assert options == {"steps": 7, "max_seconds": 30.0, "seed": 3, "show_progress": False}
 
 
 def test_a_time_budget_ends_training(model_folders, dataset, tmp_path, monkeypatch):

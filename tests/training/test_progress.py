@@ -59,6 +59,15 @@ def test_the_total_follows_the_nearer_end(started_at, step, share, total, capsys
     assert progress.bar is None
 
 
+def test_time_used_before_the_first_step_is_not_the_steps():
+    progress = FitProgress(Budget(1.0))
+    progress.budget.share = 0.2
+    progress.on_train_begin(None, state(0, 1000), TrainerControl())
+    progress.budget.share = 0.4
+    progress.on_step_end(None, state(10, 1000), TrainerControl())
+    assert progress.bar.total == 40
+
+
 def test_a_fit_shows_bars_and_no_raw_logs(preset, small_table, tmp_path, capfd):
     fit(small_table, tmp_path / "out", preset=preset)
     out, err = capfd.readouterr()

@@ -33,13 +33,14 @@ def test_a_batch_is_padded_on_the_right(encoder_tokenizer, decoder_tokenizer):
     assert batch["labels"].dtype == torch.long
 
 
-def test_numbers_stand_beside_the_text(encoder_tokenizer, decoder_tokenizer):
+def test_values_stand_beside_the_text(encoder_tokenizer, decoder_tokenizer):
     data = dataset(encoder_tokenizer, decoder_tokenizer)
-    assert RecordCollator()([data[1], data[0]])["numerical_values"].tolist() == [[1.0], [0.0]]
-    assert data.numerical_values().tolist() == [[0.0], [1.0]]
+    assert RecordCollator()([data[1], data[0]])["feature_values"].tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert data.feature_values().tolist() == [[0.0, 0.0], [1.0, 1.0]]
     words = [{"b": "x"}, {"b": "y"}]
-    data = RecordDataset(words, RecordSchema.infer(words), encoder_tokenizer, decoder_tokenizer, eos_token_id=1)
-    assert "numerical_values" not in RecordCollator()([data[0]])
+    schema = RecordSchema.infer(words, text_columns=["b"])
+    data = RecordDataset(words, schema, encoder_tokenizer, decoder_tokenizer, eos_token_id=1)
+    assert "feature_values" not in RecordCollator()([data[0]])
 
 
 def test_a_long_record_is_refused_with_its_row(encoder_tokenizer, decoder_tokenizer):

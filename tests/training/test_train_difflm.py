@@ -24,16 +24,16 @@ from difflm.training.stages import split_records
 from difflm.training.train_difflm import fit, warn_of_idle_latents
 
 
-def test_the_posterior_reads_numbers_as_in_training(fitted, small_table):
+def test_the_posterior_reads_columns_as_in_training(fitted, small_table):
     pipeline, folder = fitted
     train, _ = split_records(pipeline.schema.to_records(small_table), 0)
     expected = load_file(folder / "latents.safetensors")["mean"]
     torch.testing.assert_close(pipeline.encode(train).cpu(), expected, atol=0.02, rtol=0.02)
-    assert pipeline.autoencoder.config.num_numerical_columns == 2
+    assert pipeline.autoencoder.config.num_feature_columns == len(small_table.columns)
     ages = torch.tensor([(record["age"] - 1) / 13 for record in train])
     quantiles = torch.quantile(ages, torch.linspace(0, 1, 129))
-    torch.testing.assert_close(pipeline.autoencoder.numerical_features.quantiles[0], quantiles)
-    assert not PRESETS["paper"].numerical_features
+    torch.testing.assert_close(pipeline.autoencoder.column_features.quantiles[0], quantiles)
+    assert not PRESETS["paper"].column_features
 
 
 @pytest.fixture
@@ -114,6 +114,26 @@ def test_interrupted_fits_resume(preset, small_table, tmp_path, monkeypatch, sta
     for name, value in whole.autoencoder.state_dict().items():
         assert torch.equal(value, resumed.autoencoder.state_dict()[name]), name
     assert (tmp_path / "parts" / "model_index.json").exists()
+
+
+def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_path, monkeypatch):
+    budgets = []
+    monkeypatch.setattr(
+        AutoencoderTrainer, "train", lambda self, *args, **kwargs: budgets.append(self.args.max_minutes)
+    )
+    monkeypatch.setattr(AutoencoderTrainer, "keep_best", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    for name, seconds in (("fast", 1.0), ("slow", 60.0), ("hopeless", 1e6)):
+        monkeypatch.setattr(stages, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
+        with pytest.raises(KeyboardInterrupt):
+            fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
+    assert budgets == pytest.approx([8.5, 7.2, 5.0])  # encoding both parts takes two minutes of the slow one's ten
+
+
+def test_columns_begin_at_separators(fitted, decoder_tokenizer):
+    config = fitted[0].autoencoder.config
+    assert config.num_embedded_columns == 4
+    assert config.separator_token_ids == decoder_tokenizer.encode(",", add_special_tokens=False)
+    assert not PRESETS["paper"].column_embeddings
 
 
 def test_resuming_with_other_settings_is_refused(preset, small_table, tmp_path, monkeypatch):

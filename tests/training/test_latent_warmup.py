@@ -1,0 +1,76 @@
+"""The warm-up: latents that tell records apart before the LLM has read one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from difflm.modeling_difflm import DiffLMModel
+from difflm.training.latent_warmup import warm_up_latents
+
+
+@pytest.fixture
+def model(model_folders) -> DiffLMModel:
+    torch.manual_seed(0)
+    return DiffLMModel.from_encoder_decoder(
+        model_folders["encoder"],
+        model_folders["decoder"],
+        decoder_dtype="float32",
+        latent_size=8,
+        num_feature_columns=2,
+        feature_size=64,
+    )
+
+
+@pytest.fixture
+def values(model) -> torch.Tensor:
+    values = torch.rand(500, 2, generator=torch.Generator().manual_seed(1)) ** 3
+    values[::7, 1] = float("nan")
+    model.column_features.fit(values)
+    return values
+
+
+def column_losses(model: DiffLMModel, values: torch.Tensor) -> tuple[float, float]:
+    """Nats of the columns from each record's own latent, and from another's."""
+    with torch.no_grad():
+        latents = model.encode_features(values).mean
+        own, other = (model.column_loss(z, values).mean().item() for z in (latents, latents.roll(1, 0)))
+    return own, other
+
+
+def test_the_latents_learn_what_the_columns_hold(model, values):
+    own, other = column_losses(model, values)
+    assert other < 1.05 * own
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert warm_up_latents(model, values, steps=300, show_progress=False) == 300
+    own, other = column_losses(model, values)
+    assert other > 2 * own
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"column_features", "column_decoder", "posterior_mean", "posterior_log_variance"}
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_it_draws_from_its_own_generator(model, values):
+    state = torch.get_rng_state()
+    warm_up_latents(model, values, steps=3, seed=5, show_progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_ends_by_time_and_on_few_rows(model, values):
+    assert warm_up_latents(model, values, max_seconds=0.0, show_progress=False) == 0
+    assert warm_up_latents(model, values[:1], steps=1000, show_progress=False) == 400
+
+
+def test_the_text_adds_nothing_until_it_is_trained(model, values):
+    warm_up_latents(model, values, steps=5, show_progress=False)
+    tokens = torch.randint(3, 250, (4, 12), generator=torch.Generator().manual_seed(0))
+    found = model.encode(tokens, torch.ones_like(tokens), values[:4])
+    expected = model.encode_features(values[:4])
+    torch.testing.assert_close(found.mean, expected.mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.log_variance, expected.log_variance, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_feature_columns(tiny_model):
+    with pytest.raises(ValueError, match="no feature columns: use encode"):
+        tiny_model.encode_features(torch.rand(2, 2))
+    assert tiny_model.column_loss(torch.rand(3, 8), torch.rand(3, 2)).tolist() == [0.0] * 3
