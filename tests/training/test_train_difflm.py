@@ -32,7 +32,7 @@ def test_the_posterior_reads_columns_as_in_training(fitted, small_table):
     assert pipeline.autoencoder.config.num_feature_columns == len(small_table.columns)
     ages = torch.tensor([(record["age"] - 1) / 13 for record in train])
     quantiles = torch.quantile(ages, torch.linspace(0, 1, 129))
-    torch.testing.assert_close(pipeline.autoencoder.column_features.quantiles[0], quantiles)
+    torch.testing.assert_close(pipeline.autoencoder.column_features.quantiles[1], quantiles)
     assert not PRESETS["paper"].column_features
 
 
