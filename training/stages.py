@@ -25,7 +25,7 @@ from difflm.training.record_dataset import RecordDataset
 
 
 AUTOENCODER_SHARE_OF_TIME = 0.85
-DENOISER_SHARE_OF_TIME = 0.08
+DENOISER_SHARE_OF_TIME = 0.12
 MAX_EVALUATION_RECORDS = 128
 MAX_EMBEDDED_COLUMNS = 128
 # Latents that are warmed up need no high beta to be smooth, and unlearn under one what the decoder does not read yet.
