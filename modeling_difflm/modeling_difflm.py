@@ -136,6 +136,8 @@ class DiffLMConfig(PreTrainedConfig):
     num_feature_columns : int, default 0
         Columns whose values the posterior reads beside the encoder's output (see [`ColumnFeatures`]).
     feature_size : int, default 512
+    column_loss_weight : float, default 1.0
+        Of the [`ColumnDecoder`]'s term in the loss.
     num_embedded_columns : int, default 0
         Columns whose tokens get an embedding of their own from the latent (see [`ColumnEmbeddings`]).
     separator_token_ids : list of int, optional
@@ -175,6 +177,7 @@ class DiffLMConfig(PreTrainedConfig):
     initial_log_variance: float = -3.0
     num_feature_columns: int = 0
     feature_size: int = 512
+    column_loss_weight: float = 1.0
     num_embedded_columns: int = 0
     separator_token_ids: list[int] | None = None
     column_embedding_size: int = 128
@@ -841,8 +844,8 @@ class DiffLMModel(PreTrainedModel):
         record_losses = self.reconstruction(latents, labels, candidates)
         reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
         loss = reconstruction_loss + beta * kl
-        if feature_values is not None:
-            loss = loss + self.column_loss(latents, feature_values).mean()
+        if feature_values is not None and self.config.column_loss_weight:
+            loss = loss + self.config.column_loss_weight * self.column_loss(latents, feature_values).mean()
         return DiffLMOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss.detach(),

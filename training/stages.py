@@ -28,6 +28,9 @@ AUTOENCODER_SHARE_OF_TIME = 0.85
 DENOISER_SHARE_OF_TIME = 0.12
 MAX_EVALUATION_RECORDS = 128
 MAX_EMBEDDED_COLUMNS = 128
+# On few rows the precise latents that a warm-up leaves are learnt by heart: of 310 penguins, the denoiser's validation
+# loss rose from 0.98 to 1.50. Such a table is passed over often enough without.
+MIN_ROWS_TO_WARM_UP = 2000
 # Latents that are warmed up need no high beta to be smooth, and unlearn under one what the decoder does not read yet.
 BETA_AFTER_WARM_UP = 0.005
 
@@ -156,7 +159,10 @@ def fit_autoencoder(
         "seed": seed,
         "disable_tqdm": not show_progress,
     }
-    if model.config.num_feature_columns and settings.beta_schedule == "geometric":
+    if len(train) < MIN_ROWS_TO_WARM_UP:
+        options["latent_warmup_steps"] = 0
+        model.config.column_loss_weight = 0.0
+    elif model.config.num_feature_columns and settings.beta_schedule == "geometric":
         options["beta"] = BETA_AFTER_WARM_UP
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)

@@ -254,6 +254,8 @@ class TestColumnFeatures:
         difference = model.column_decoder.latent_to_waves(posterior.mean) - model.column_features.waves(values)
         torch.testing.assert_close(column_loss, 0.5 * difference.square().sum(dim=1))
         torch.testing.assert_close(loss.loss, loss.reconstruction_loss + column_loss.mean())
+        model.config.column_loss_weight = 0.0
+        assert model(**inputs, feature_values=values).loss == loss.reconstruction_loss
         model.save_pretrained(tmp_path)
         loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
         expected, found = (one(**inputs, feature_values=values).record_losses for one in (model, loaded))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import stages
+from difflm.training import autoencoder_trainer, stages
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fit_folder import FitFolder
@@ -127,6 +127,18 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
     assert budgets == pytest.approx([8.5, 6.8, 5.0])  # encoding both parts takes two minutes of the slow one's ten
+
+
+@pytest.mark.parametrize("warmed", [True, False])
+def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path, monkeypatch, warmed):
+    steps = []
+    monkeypatch.setattr(
+        autoencoder_trainer, "warm_up_latents", lambda *args, **options: steps.append(options["steps"])
+    )
+    monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 54 if warmed else 55)
+    pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
+    assert steps == ([1500] if warmed else [])
+    assert pipeline.autoencoder.config.column_loss_weight == (1.0 if warmed else 0.0)
 
 
 def test_columns_begin_at_separators(fitted, decoder_tokenizer):
