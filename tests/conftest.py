@@ -93,19 +93,23 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory, decoder_tokenizer, e
     return {"encoder": str(root / "encoder"), "decoder": str(root / "decoder")}
 
 
+def build_tiny_model(model_folders: dict[str, str], **kwargs: object) -> DiffLMModel:
+    """A tiny model, KV memory, fp32; ``kwargs`` are fields of its config."""
+    torch.manual_seed(0)
+    settings = {
+        "decoder_dtype": "float32",
+        "latent_size": 8,
+        "num_injection_tokens": 3,
+        "injection_hidden_size": 32,
+        "injection_token_size": 16,
+    }
+    return DiffLMModel.from_encoder_decoder(model_folders["encoder"], model_folders["decoder"], **settings | kwargs)
+
+
 @pytest.fixture
 def tiny_model(model_folders: dict[str, str]) -> DiffLMModel:
-    """A fresh tiny model per test, KV memory, fp32."""
-    torch.manual_seed(0)
-    return DiffLMModel.from_encoder_decoder(
-        model_folders["encoder"],
-        model_folders["decoder"],
-        decoder_dtype="float32",
-        latent_size=8,
-        num_injection_tokens=3,
-        injection_hidden_size=32,
-        injection_token_size=16,
-    )
+    """A fresh one per test."""
+    return build_tiny_model(model_folders)
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ def warm_up_latents(
 ) -> int:
     """Train features, posterior and [`ColumnDecoder`] as a small VAE of the records' columns.
 
-    A step of it costs a thousandth of one through the LLM. Measured on 18 columns (online shoppers), one core: after a
-    minute the latents carry what 45 minutes through the LLM had not taught them, and the LLM learns to read them from
-    the first step on.
+    Measured on 18 columns (online shoppers), one core of an AVX2 processor: 0.05 s a step, of 256 records, against 5 s
+    for 8 records through the LLM. After a minute the columns are told from their latents, and the LLM begins to read
+    these within a few hundred records; without, 3,000 had taught it to read next to nothing.
 
     Parameters
     ----------

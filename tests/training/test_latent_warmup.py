@@ -7,19 +7,12 @@ import torch
 
 from difflm.modeling_difflm import DiffLMModel
 from difflm.training.latent_warmup import warm_up_latents
+from tests.conftest import build_tiny_model
 
 
 @pytest.fixture
 def model(model_folders) -> DiffLMModel:
-    torch.manual_seed(0)
-    return DiffLMModel.from_encoder_decoder(
-        model_folders["encoder"],
-        model_folders["decoder"],
-        decoder_dtype="float32",
-        latent_size=8,
-        num_feature_columns=2,
-        feature_size=64,
-    )
+    return build_tiny_model(model_folders, num_feature_columns=2, feature_size=64)
 
 
 @pytest.fixture
