@@ -395,8 +395,8 @@ class ColumnFeatures(nn.Module):
 class ColumnDecoder(nn.Module):
     """Latent -> the waves of [`ColumnFeatures`]: a small decoder beside the LLM, of use in training only (ours).
 
-    Through it the latents learn what a record holds in a minute, and keep it while the injector learns to tell the
-    LLM; through the LLM alone that takes thousands of records.
+    Through it the latents learn what a record holds in a minute or two, and keep it while the injector learns to tell
+    the LLM; through the LLM alone that takes thousands of records.
     """
 
     def __init__(self, config: DiffLMConfig, num_waves: int) -> None:

@@ -207,14 +207,13 @@ class _PackedDecoder:
         *,
         prefixes: Mapping[int, Tensor] | None = None,
         token_bias: Tensor | None = None,
-        columns: Sequence[np.ndarray] | None = None,
         new: tuple[list[int], list[int]] | None = None,
     ) -> Tensor:
         """Feed the tokens `runs[slot]` at positions `starts[slot]`...; return the last hidden or logits [slots, ...].
 
-        `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [slots, columns,
-        hidden] is added to the embeddings of its run, whose tokens' columns are `columns[slot]`; `new` are slots and
-        rows of the cache's memory to be copied to them.
+        `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [tokens, hidden] is
+        added to the embeddings of the runs' tokens; `new` are slots and rows of the cache's memory to be copied to
+        them.
         """
         prefixes = prefixes or {}
         extra = [len(prefixes[slot]) if slot in prefixes else 0 for slot in range(len(runs))]
@@ -240,9 +239,8 @@ class _PackedDecoder:
             new_rows=self.tensor(new[1]) if new else None,
         )
         embeds = self.embeddings(self.tensor([token for run in runs for token in run]))
-        if token_bias is not None and columns is not None:
-            rows = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
-            embeds = embeds + token_bias[self.tensor(rows), self.tensor(np.concatenate(columns))].to(embeds)
+        if token_bias is not None:
+            embeds = embeds + token_bias.to(embeds)
         if prefixes:
             pieces, at = [], 0
             for slot, run in enumerate(runs):
@@ -343,11 +341,13 @@ class _Row:
     position: int
     separators: int = 0  # seen in the runs that were fed
 
-    def columns(self, separators: np.ndarray, num_columns: int) -> np.ndarray:
+    def columns(self, separators: frozenset[int], num_columns: int) -> list[int]:
         """The columns of the run's tokens: of each, how many separators came before or at it."""
-        seen = self.separators + np.cumsum(np.isin(self.run, separators))
-        self.separators = int(seen[-1])
-        return np.minimum(seen, num_columns - 1)
+        found = []
+        for token in self.run:
+            self.separators += token in separators
+            found.append(min(self.separators, num_columns - 1))
+        return found
 
 
 @torch.inference_mode()
@@ -415,7 +415,7 @@ def decode_rows(
     given = list(given_texts) if given_texts is not None else [None] * len(row_randoms)
     prefix, bias = injection.prefix_embeds, injection.token_bias
     offset = injection.length
-    separators = np.array([] if injection.separator_ids is None else injection.separator_ids.tolist(), dtype=np.int64)
+    separators = frozenset([] if injection.separator_ids is None else injection.separator_ids.tolist())
     packed = _PackedDecoder(decoder, min(batch_size, max(1, len(row_randoms))), plain_head)
     packed.cache.memory = injection.past_key_values
     results: list[list[int]] = [[] for _ in row_randoms]
@@ -448,12 +448,16 @@ def decode_rows(
                     results[index] = row.tokens[:max_new_tokens]
                     finished += 1
             if active:
+                token_bias = None
+                if bias is not None:  # of these tokens alone: all columns of all rows would be copied at every pass
+                    rows = [row.index for row in active for _ in row.run]
+                    columns = [column for row in active for column in row.columns(separators, bias.shape[1])]
+                    token_bias = bias[packed.tensor(rows), packed.tensor(columns)]
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],
                     prefixes=None if prefix is None else {slot: prefix[active[slot].index] for slot in slots},
-                    token_bias=None if bias is None else bias[packed.tensor([row.index for row in active])],
-                    columns=None if bias is None else [row.columns(separators, bias.shape[1]) for row in active],
+                    token_bias=token_bias,
                     new=(slots, [active[slot].index for slot in slots]) if slots else None,
                 )
                 for slot, row in enumerate(active):
