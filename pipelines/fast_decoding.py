@@ -450,9 +450,9 @@ def decode_rows(
             if active:
                 token_bias = None
                 if bias is not None:  # of these tokens alone: all columns of all rows would be copied at every pass
-                    rows = [row.index for row in active for _ in row.run]
-                    columns = [column for row in active for column in row.columns(separators, bias.shape[1])]
-                    token_bias = bias[packed.tensor(rows), packed.tensor(columns)]
+                    of_rows = [row.index for row in active for _ in row.run]
+                    of_columns = [column for row in active for column in row.columns(separators, bias.shape[1])]
+                    token_bias = bias[packed.tensor(of_rows), packed.tensor(of_columns)]
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],
