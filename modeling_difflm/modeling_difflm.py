@@ -143,6 +143,12 @@ class DiffLMConfig(PreTrainedConfig):
     separator_token_ids : list of int, optional
         The tokens at which a record's next column begins.
     column_embedding_size : int, default 128
+    draft_places : list of int, optional
+        Tokens of each embedded column's values for which there is a place in the draft (see [`RecordDraft`]).
+    draft_token_ids : list of int, optional
+        The decoder's tokens that a draft is made of, ascending.
+    draft_size : int, default 32
+        Width of one place's vector.
     """
 
     model_type = "difflm"
@@ -181,6 +187,9 @@ class DiffLMConfig(PreTrainedConfig):
     num_embedded_columns: int = 0
     separator_token_ids: list[int] | None = None
     column_embedding_size: int = 128
+    draft_places: list[int] | None = None
+    draft_token_ids: list[int] | None = None
+    draft_size: int = 32
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -245,15 +254,22 @@ class Injection:
     past_key_values : list of (Tensor, Tensor), optional
         A key and a value per layer, each ``[batch, kv_heads, tokens, head_dim]``.
     token_bias : Tensor, optional
-        Added to the embeddings of a column's tokens, BOS included, ``[batch, columns, hidden]``.
+        Added to the embeddings of the tokens at each place of a record, BOS included, ``[batch, places, hidden]``.
+    hidden_bias : Tensor, optional
+        Added to the decoder's last hidden states at each place, ``[batch, places, hidden]``.
     separator_ids : Tensor, optional
         The tokens at which the next column begins; without them all tokens belong to the first.
+    column_places : Tensor, optional
+        How many places each column has, ``[columns]``: one for each of its first tokens, the last for all others. By
+        default one.
     """
 
     prefix_embeds: Tensor | None = None
     past_key_values: list[tuple[Tensor, Tensor]] | None = None
     token_bias: Tensor | None = None
+    hidden_bias: Tensor | None = None
     separator_ids: Tensor | None = None
+    column_places: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -262,17 +278,31 @@ class Injection:
             return self.prefix_embeds.shape[1]
         return 0 if self.past_key_values is None else self.past_key_values[0][0].shape[2]
 
-    def separators_seen(self, tokens: Tensor, before: Tensor | int = 0) -> Tensor:
-        """How many separators each of ``[batch, tokens]`` has before or at it, given how many came before all."""
-        if self.separator_ids is None:
-            return torch.zeros_like(tokens)
-        return before + torch.isin(tokens, self.separator_ids.to(tokens.device)).long().cumsum(dim=1)
+    def places(self, tokens: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The place of each of ``[batch, tokens]``, and where they end.
 
-    def bias(self, seen: Tensor) -> Tensor:
-        """What is added to the embeddings of tokens with so many separators, ``[batch, tokens, hidden]``."""
+        ``before`` is where the tokens before these ended, ``[batch, 2]``: separators seen, tokens since the last one.
+        """
         bias = cast(Tensor, self.token_bias)
-        columns = seen.to(bias.device).clamp(max=bias.shape[1] - 1)
-        return bias.gather(1, columns[..., None].expand(-1, -1, bias.shape[2]))
+        if before is None:
+            before = tokens.new_zeros(len(tokens), 2)
+        if self.separator_ids is None:
+            return torch.zeros_like(tokens), before
+        separates = torch.isin(tokens, self.separator_ids.to(tokens.device))
+        seen = before[:, :1] + separates.long().cumsum(dim=1)
+        order = torch.arange(tokens.shape[1], device=tokens.device)
+        since = order - torch.where(separates, order, -before[:, 1:]).cummax(dim=1).values
+        widths = self.column_places
+        widths = torch.ones(bias.shape[1], dtype=torch.long) if widths is None else widths
+        widths = widths.to(tokens.device)
+        columns = seen.clamp(max=len(widths) - 1)
+        places = (widths.cumsum(0) - widths)[columns] + torch.minimum(since, widths[columns] - 1)
+        return places, torch.stack([seen[:, -1], since[:, -1] + 1], dim=1)
+
+    @staticmethod
+    def at(bias: Tensor, places: Tensor) -> Tensor:
+        """What of a bias is added to the tokens at these places, ``[batch, tokens, hidden]``."""
+        return bias.gather(1, places.to(bias.device)[..., None].expand(-1, -1, bias.shape[2]))
 
 
 @dataclass
@@ -512,6 +542,53 @@ class ColumnEmbeddings(nn.Module):
         return self.to_embeddings(nn.functional.gelu(self.norm(columns)))
 
 
+class RecordDraft(nn.Module):
+    """Latent -> a first draft of the record, all its tokens at once (ours, not the paper's).
+
+    For each place (a column and a token within its value) a hidden state, which the decoder's own head turns into
+    guesses of the token that comes next there, without a look at the others. They are added to the decoder's last
+    hidden states, so that both have their say (shallow fusion, arXiv 1503.03535): the decoder knows what was written
+    and mends what does not fit together. A draft is learnt in a minute, without the LLM, which takes thousands of
+    records to read a number's digits out of its memory.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, config: DiffLMConfig) -> None:
+        super().__init__()
+        widths, tokens = cast(list[int], config.draft_places), cast(list[int], config.draft_token_ids)
+        self.shape = (sum(widths), config.draft_size)
+        self.register_buffer("token_ids", torch.tensor(tokens))
+        size = config.feature_size
+        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), nn.Linear(size, size), nn.GELU()]
+        self.latent_to_places = nn.Sequential(*layers, nn.Linear(size, math.prod(self.shape)))
+        self.place_vectors = nn.Parameter(torch.randn(self.shape) * 0.5)
+        self.norm = nn.LayerNorm(config.draft_size)
+        self.to_hidden = nn.Linear(config.draft_size, config.decoder_hidden_size)
+        nn.init.zeros_(self.to_hidden.weight)  # an untrained draft says nothing
+        nn.init.zeros_(self.to_hidden.bias)
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        """``[B, latent_size]`` -> ``[B, places, draft_size]``."""
+        places = self.latent_to_places(latents).unflatten(1, self.shape) + self.place_vectors
+        return nn.functional.gelu(self.norm(places))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[B, latent_size]`` -> ``[B, places, hidden]``."""
+        return self.to_hidden(self.vectors(latents))
+
+    def loss(self, latents: Tensor, places: Tensor, labels: Tensor, head: Tensor) -> Tensor:
+        """Nats of each record's tokens, ``[B]``, those of ``token_ids``, which stand at ``places`` ``[B, tokens]``."""
+        index = torch.searchsorted(self.token_ids, labels.clamp(min=0)).clamp(max=len(self.token_ids) - 1)
+        known = self.token_ids[index] == labels
+        rows = head[self.token_ids].to(latents)
+        vectors = self.vectors(latents)[known.nonzero()[:, 0], places[known]]
+        # The head's rows times the small matrix first: far fewer products than hidden states of all places.
+        logits = vectors @ (rows @ self.to_hidden.weight).T + rows @ self.to_hidden.bias
+        losses = nn.functional.cross_entropy(logits, index[known], reduction="none")
+        return torch.zeros(labels.shape, device=losses.device).masked_scatter(known, losses).sum(dim=1)
+
+
 INJECTORS: dict[str, type[nn.Module]] = {
     "kv_memory": KVMemoryInjector,
     "soft_prompt": SoftPromptInjector,
@@ -562,6 +639,7 @@ class DiffLMModel(PreTrainedModel):
                 nn.init.zeros_(head.weight[:, :width])
         self.injector = INJECTORS[config.injection](config)
         self.column_embeddings = ColumnEmbeddings(config) if config.num_embedded_columns else None
+        self.record_draft = RecordDraft(config) if config.draft_places else None
         self.decoder: PreTrainedModel | None = None
         self.post_init()
 
@@ -758,12 +836,16 @@ class DiffLMModel(PreTrainedModel):
         injection = self.injector(latents.to(self.dtype))
         if self.column_embeddings is not None:
             embeddings = self.column_embeddings(latents.to(self.dtype))
-            injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
             if self.config.separator_token_ids:
                 injection.separator_ids = torch.tensor(self.config.separator_token_ids, device=latents.device)
+            if self.record_draft is not None:
+                injection.column_places = torch.tensor(self.config.draft_places, device=latents.device)
+                embeddings = embeddings.repeat_interleave(injection.column_places, dim=1)
+                injection.hidden_bias = self.record_draft(latents.to(self.dtype))
+            injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
         if injection.past_key_values is not None:
             injection.past_key_values = [(k.to(dtype), v.to(dtype)) for k, v in injection.past_key_values]
-        for name in ("prefix_embeds", "token_bias"):
+        for name in ("prefix_embeds", "token_bias", "hidden_bias"):
             value = getattr(injection, name)
             setattr(injection, name, None if value is None else value.to(dtype))
         return injection
@@ -789,15 +871,18 @@ class DiffLMModel(PreTrainedModel):
         """
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
-        tokens = torch.cat([torch.full_like(labels[:, :1], self._bos), labels[:, :-1].clamp(min=0)], dim=1)
-        inputs_embeds = embeddings(tokens)
+        tokens = self._fed(labels)
+        inputs_embeds, hidden_bias = embeddings(tokens), None
         if injection.token_bias is not None:
-            inputs_embeds = inputs_embeds + injection.bias(injection.separators_seen(tokens))
+            places, _ = injection.places(tokens)
+            inputs_embeds = inputs_embeds + injection.at(injection.token_bias, places)
+            if injection.hidden_bias is not None:
+                hidden_bias = injection.at(injection.hidden_bias, places)
         if injection.prefix_embeds is not None:
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
         cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
-        with candidate_head(self._decoder, candidates):
+        with candidate_head(self._decoder, candidates), bias_hidden(self._decoder, hidden_bias):
             logits = self._decoder(
                 inputs_embeds=inputs_embeds,
                 past_key_values=cache,
@@ -845,7 +930,7 @@ class DiffLMModel(PreTrainedModel):
         reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
         loss = reconstruction_loss + beta * kl
         if feature_values is not None and self.config.column_loss_weight:
-            loss = loss + self.config.column_loss_weight * self.column_loss(latents, feature_values).mean()
+            loss = loss + self.config.column_loss_weight * self.column_loss(latents, feature_values, labels).mean()
         return DiffLMOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss.detach(),
@@ -853,11 +938,24 @@ class DiffLMModel(PreTrainedModel):
             record_losses=record_losses.detach(),
         )
 
-    def column_loss(self, latents: Tensor, feature_values: Tensor) -> Tensor:
-        """Nats of each record's features given its latent, ``[batch]`` (see [`ColumnDecoder`])."""
-        if self.column_features is None or self.column_decoder is None:
-            return latents.new_zeros(len(latents))
-        return self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
+    def column_loss(self, latents: Tensor, feature_values: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Nats of each record's features, and of its tokens in the draft, given its latent, ``[batch]``."""
+        loss = latents.new_zeros(len(latents))
+        if self.column_features is not None and self.column_decoder is not None:
+            loss = loss + self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
+        if self.record_draft is not None and labels is not None:
+            separators = torch.tensor(self.config.separator_token_ids or [], device=labels.device)
+            widths = torch.tensor(self.config.draft_places, device=labels.device)
+            places, _ = Injection(token_bias=loss[None, None], separator_ids=separators, column_places=widths).places(
+                self._fed(labels)
+            )
+            head: Any = self._decoder.get_output_embeddings()
+            loss = loss + self.record_draft.loss(latents, places, labels, head.weight)
+        return loss
+
+    def _fed(self, labels: Tensor) -> Tensor:
+        """The tokens that the decoder reads while it writes ``labels``."""
+        return torch.cat([torch.full_like(labels[:, :1], self._bos), labels[:, :-1].clamp(min=0)], dim=1)
 
     @property
     def _bos(self) -> int:
@@ -889,7 +987,7 @@ class DiffLMModel(PreTrainedModel):
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
         bos = torch.full((len(latents), 1), self._bos, device=_embedding_weight(self._decoder).device)
-        with bias_embeddings(embeddings, injection):
+        with bias_tokens(self._decoder, injection):
             inputs_embeds = embeddings(bos)
             if injection.prefix_embeds is not None:
                 inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
@@ -910,20 +1008,48 @@ class DiffLMModel(PreTrainedModel):
 
 
 @contextlib.contextmanager
-def bias_embeddings(embeddings: nn.Module, injection: Injection) -> Iterator[None]:
-    """While open, add the injection's bias to the embeddings of tokens, which come in the order of the records."""
-    if injection.token_bias is None:
+def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None]:
+    """While open, add the injection's biases to the embeddings and to the last hidden state of the tokens fed.
+
+    Tokens come in the order of the records, and each time logits are wanted of the last of them alone.
+    """
+    bias = injection.token_bias
+    if bias is None:
         yield
         return
-    seen: Tensor | int = 0
+    ended: Tensor | None = None
+    last: Tensor | None = None
 
     def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        nonlocal seen
-        columns = injection.separators_seen(args[0], seen)
-        seen = columns[:, -1:]
-        return output + injection.bias(columns).to(output)
+        nonlocal ended, last
+        places, ended = injection.places(args[0], ended)
+        last = places[:, -1:]
+        return output + injection.at(bias, places).to(output)
 
-    handle = embeddings.register_forward_hook(add)
+    def add_last(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        hidden_bias = injection.at(cast(Tensor, injection.hidden_bias), cast(Tensor, last))
+        return (args[0][:, -1:] + hidden_bias.to(args[0]),)
+
+    embeddings: Any = decoder.get_input_embeddings()
+    head: Any = decoder.get_output_embeddings()
+    handles = [embeddings.register_forward_hook(add)]
+    if injection.hidden_bias is not None:
+        handles.append(head.register_forward_pre_hook(add_last))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def bias_hidden(decoder: PreTrainedModel, bias: Tensor | None) -> Iterator[None]:
+    """While open, the decoder's head reads hidden states with ``bias``, of their shape, added."""
+    if bias is None:
+        yield
+        return
+    head: Any = decoder.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0] + bias.to(args[0]),))
     try:
         yield
     finally:

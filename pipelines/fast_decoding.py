@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -207,13 +208,14 @@ class _PackedDecoder:
         *,
         prefixes: Mapping[int, Tensor] | None = None,
         token_bias: Tensor | None = None,
+        hidden_bias: Tensor | None = None,
         new: tuple[list[int], list[int]] | None = None,
     ) -> Tensor:
         """Feed the tokens `runs[slot]` at positions `starts[slot]`...; return the last hidden or logits [slots, ...].
 
         `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [tokens, hidden] is
-        added to the embeddings of the runs' tokens; `new` are slots and rows of the cache's memory to be copied to
-        them.
+        added to the embeddings of the runs' tokens, `hidden_bias` [slots, hidden] to the hidden states of their last
+        ones; `new` are slots and rows of the cache's memory to be copied to them.
         """
         prefixes = prefixes or {}
         extra = [len(prefixes[slot]) if slot in prefixes else 0 for slot in range(len(runs))]
@@ -258,12 +260,32 @@ class _PackedDecoder:
         token = _step.set(step)
         try:
             if self.plain_head:
-                return self.decoder.base_model(**arguments).last_hidden_state[0, last]
+                hidden = self.decoder.base_model(**arguments).last_hidden_state[0, last]
+                return hidden if hidden_bias is None else hidden + hidden_bias.to(hidden)
             if self._keeps:
-                return self.decoder(**arguments, logits_to_keep=last).logits[0]
-            return self.decoder(**arguments).logits[0, last]
+                with self._biased_head(hidden_bias):
+                    return self.decoder(**arguments, logits_to_keep=last).logits[0]
+            with self._biased_head(hidden_bias, last):
+                return self.decoder(**arguments).logits[0, last]
         finally:
             _step.reset(token)
+
+    @contextlib.contextmanager
+    def _biased_head(self, bias: Tensor | None, at: Tensor | None = None) -> Iterator[None]:
+        """While open, the head's inputs (those `at` these places alone) have `bias` [slots, hidden] added."""
+        if bias is None:
+            yield
+            return
+
+        def add(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            added = bias.to(args[0])[None]
+            return (args[0] + added if at is None else args[0].index_add(1, at, added),)
+
+        handle = self.decoder.get_output_embeddings().register_forward_pre_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _group(self, rows: np.ndarray, begins: np.ndarray, lengths: np.ndarray, first: np.ndarray) -> _Group:
         # A padded query repeats its row's last token, so it sees something; its result is not read.
@@ -339,14 +361,19 @@ class _Row:
     tokens: list[int]
     run: list[int]
     position: int
-    separators: int = 0  # seen in the runs that were fed
+    column: int = 0  # of the last token fed
+    since: int = -1  # tokens from that column's first to the last fed
 
-    def columns(self, separators: frozenset[int], num_columns: int) -> list[int]:
-        """The columns of the run's tokens: of each, how many separators came before or at it."""
+    def places(self, separators: frozenset[int], columns: list[range]) -> list[int]:
+        """The places of the run's tokens (see `Injection`), given the places of each column."""
         found = []
         for token in self.run:
-            self.separators += token in separators
-            found.append(min(self.separators, num_columns - 1))
+            if token in separators:
+                self.column, self.since = self.column + 1, 0
+            else:
+                self.since += 1
+            places = columns[min(self.column, len(columns) - 1)]
+            found.append(places[min(self.since, len(places) - 1)])
         return found
 
 
@@ -375,7 +402,8 @@ def decode_rows(
         A causal LM in eval mode; it is left as it was.
     injection : Injection
         What the rows are conditioned on: `prefix_embeds` [rows, tokens, hidden], `past_key_values` (a key and a value
-        [rows, kv_heads, tokens, head_dim] per layer), `token_bias` [rows, columns, hidden] with `separator_ids`.
+        [rows, kv_heads, tokens, head_dim] per layer), `token_bias` [rows, places, hidden] with `separator_ids`
+        and `column_places`.
     constraint : RecordConstraint
         The compiled schema.
     row_randoms : sequence of RowRandom
@@ -416,6 +444,11 @@ def decode_rows(
     prefix, bias = injection.prefix_embeds, injection.token_bias
     offset = injection.length
     separators = frozenset([] if injection.separator_ids is None else injection.separator_ids.tolist())
+    columns = [range(0, 1)]
+    if bias is not None and injection.separator_ids is not None:
+        widths = [1] * bias.shape[1] if injection.column_places is None else injection.column_places.tolist()
+        ends = list(accumulate(widths))
+        columns = [range(end - width, end) for end, width in zip(ends, widths, strict=True)]
     packed = _PackedDecoder(decoder, min(batch_size, max(1, len(row_randoms))), plain_head)
     packed.cache.memory = injection.past_key_values
     results: list[list[int]] = [[] for _ in row_randoms]
@@ -448,22 +481,26 @@ def decode_rows(
                     results[index] = row.tokens[:max_new_tokens]
                     finished += 1
             if active:
-                token_bias = None
-                if bias is not None:  # of these tokens alone: all columns of all rows would be copied at every pass
-                    of_rows = [row.index for row in active for _ in row.run]
-                    of_columns = [column for row in active for column in row.columns(separators, bias.shape[1])]
-                    token_bias = bias[packed.tensor(of_rows), packed.tensor(of_columns)]
+                token_bias = hidden_bias = None
+                if bias is not None:  # of these tokens alone: all places of all rows would be copied at every pass
+                    of_rows = packed.tensor([row.index for row in active for _ in row.run])
+                    of_places = packed.tensor([at for row in active for at in row.places(separators, columns)])
+                    token_bias = bias[of_rows, of_places]
+                    if injection.hidden_bias is not None:
+                        last = packed.tensor(np.cumsum([len(row.run) for row in active]) - 1)
+                        hidden_bias = injection.hidden_bias[of_rows[last], of_places[last]]
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],
                     prefixes=None if prefix is None else {slot: prefix[active[slot].index] for slot in slots},
                     token_bias=token_bias,
+                    hidden_bias=hidden_bias,
                     new=(slots, [active[slot].index for slot in slots]) if slots else None,
                 )
                 for slot, row in enumerate(active):
                     row.position += len(row.run) + (offset if prefix is not None and slot in slots else 0)
                 choices = [row.state.choices() for row in active]
-                logits, columns = packed.logits(output, choices)
+                logits, kept = packed.logits(output, choices)
                 drawn = choose(
                     logits,
                     choices,
@@ -471,7 +508,7 @@ def decode_rows(
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
-                    columns=columns,
+                    columns=kept,
                 )
                 going_on = []
                 for row, token in zip(active, drawn, strict=True):

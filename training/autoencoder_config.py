@@ -17,7 +17,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
     Parameters
     ----------
     encoder_learning_rate : float, default 2e-4
-        Of the encoder's parameters; ``learning_rate`` (default 1e-3) is that of the new parts.
+        Of the encoder's parameters, and of those that a warm-up has trained; ``learning_rate`` (default 1e-3) is that
+        of the new parts.
     beta_schedule : {"decreasing", "geometric", "cyclical", "constant"}, default "decreasing"
         The paper's, which follows plateaus of the validation loss; a geometric fall over the first
         ``beta_anneal_share`` of the training; the paper's rival; none.

@@ -16,7 +16,7 @@ from difflm.modeling_difflm import CandidateTokens, DiffLMModel, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
 from difflm.training.candidate_tokens import draw_candidates, has_plain_head
-from difflm.training.latent_warmup import warm_up_latents
+from difflm.training.latent_warmup import WARMED_UP, warm_up_latents
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -75,6 +75,10 @@ class AutoencoderTrainer(Trainer):
         # Looked up, not kept: resuming replaces the callback by one built from the checkpoint.
         return next(c for c in self.callback_handler.callbacks if isinstance(c, BetaSchedule))
 
+    @property
+    def _warms_up(self) -> bool:
+        return bool(self.args.latent_warmup_steps) and self.model.column_features is not None
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
         on_cpu = self.args.device.type == "cpu"
@@ -84,14 +88,15 @@ class AutoencoderTrainer(Trainer):
             dataset: Any = self.train_dataset
             values = dataset.feature_values()
             self.model.column_features.fit(values)
-            if self.args.latent_warmup_steps and not resume_from_checkpoint:
+            if self._warms_up and not resume_from_checkpoint:
                 started = time.monotonic()
                 warm_up_latents(
                     self.model,
                     values,
+                    dataset.labels() if self.model.record_draft is not None else None,
                     steps=self.args.latent_warmup_steps,
                     # No more than a small part of a short fit.
-                    max_seconds=None if self.budget.max_seconds is None else 0.05 * self.budget.max_seconds,
+                    max_seconds=None if self.budget.max_seconds is None else 0.08 * self.budget.max_seconds,
                     seed=self.args.seed,
                     show_progress=not self.args.disable_tqdm,
                 )
@@ -149,19 +154,21 @@ class AutoencoderTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(self.model))
+            # What was warmed up is trained on as gently as what was pretrained.
+            trained_before = ("encoder", *(WARMED_UP if self._warms_up else ()))
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((name.startswith("encoder."), name in decayed), []).append(parameter)
+                    groups.setdefault((name.split(".")[0] in trained_before, name in decayed), []).append(parameter)
             optimizer_class, optimizer_arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer_class(
                 [
                     {
                         "params": parameters,
-                        "lr": self.args.encoder_learning_rate if of_encoder else self.args.learning_rate,
+                        "lr": self.args.encoder_learning_rate if gently else self.args.learning_rate,
                         "weight_decay": self.args.weight_decay if decays else 0.0,
                     }
-                    for (of_encoder, decays), parameters in groups.items()
+                    for (gently, decays), parameters in groups.items()
                 ],
                 **optimizer_arguments,
             )

@@ -16,11 +16,14 @@ BATCH_SIZE = 256
 LEARNING_RATE = 2e-3
 BETA = 0.01
 MAX_EPOCHS = 400
+# The parts that it trains.
+WARMED_UP = ("column_features", "column_decoder", "posterior_mean", "posterior_log_variance", "record_draft")
 
 
 def warm_up_latents(
     model: DiffLMModel,
     feature_values: Tensor,
+    labels: Tensor | None = None,
     *,
     steps: int = 1500,
     max_seconds: float | None = None,
@@ -39,6 +42,8 @@ def warm_up_latents(
         With feature columns, whose quantiles are fitted.
     feature_values : Tensor
         ``[rows, columns]``, see [`~DiffLMModel.encode`].
+    labels : Tensor, optional
+        ``[rows, tokens]``, see [`~DiffLMModel.reconstruction`]; needed where the model makes a draft.
     steps : int, default 1500
         At most; a table is passed over 400 times at most.
     max_seconds : float, optional
@@ -50,7 +55,7 @@ def warm_up_latents(
     int
         The steps made.
     """
-    parts = (model.column_features, model.column_decoder, model.posterior_mean, model.posterior_log_variance)
+    parts = [getattr(model, name) for name in WARMED_UP]
     parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
     batch_size = min(BATCH_SIZE, len(feature_values))
     steps = min(steps, MAX_EPOCHS * math.ceil(len(feature_values) / batch_size))
@@ -68,8 +73,9 @@ def warm_up_latents(
                 group["lr"] = LEARNING_RATE * min(1.0, (made + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share))
             rows = torch.randint(len(feature_values), (batch_size,), generator=generator, device=model.device)
             values = feature_values[rows.to(feature_values.device)].to(model.device)
+            tokens = None if labels is None else labels[rows.to(labels.device)].to(model.device)
             posterior = model.encode_features(values)
-            loss = (model.column_loss(posterior.sample(generator), values) + BETA * posterior.kl()).mean()
+            loss = (model.column_loss(posterior.sample(generator), values, tokens) + BETA * posterior.kl()).mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 5.0)

@@ -100,6 +100,10 @@ class RecordDataset(Dataset):
                 return None
         return sorted(tokens)
 
+    def labels(self) -> Tensor:
+        """The decoder's tokens of all records, ``[records, tokens]``, padded on the right."""
+        return _pad([self.token_ids(record) for record in self.records], IGNORED_LABEL)
+
     def feature_values(self) -> Tensor:
         """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""
         return torch.tensor([self.schema.feature_values(record) for record in self.records])

@@ -22,6 +22,7 @@ from difflm.training.encode_latents import estimated_seconds
 from difflm.training.presets import PRESETS, Preset
 from difflm.training.progress import FitProgress, no_file_bars
 from difflm.training.record_dataset import RecordDataset
+from difflm.training.record_draft import draft_options
 
 
 AUTOENCODER_SHARE_OF_TIME = 0.85
@@ -88,7 +89,11 @@ def split_records(records: list[dict[str, Any]], seed: int) -> tuple[list[dict[s
 
 
 def load_model(
-    settings: Preset, model_kwargs: dict[str, Any], schema: RecordSchema, finished: Path | None = None
+    settings: Preset,
+    model_kwargs: dict[str, Any],
+    schema: RecordSchema,
+    records: list[dict[str, Any]],
+    finished: Path | None = None,
 ) -> tuple[DiffLMModel, tuple[Any, Any]]:
     """Build the autoencoder, or load a ``finished`` one, with the encoder's and the decoder's tokenizer."""
     tokenizers = (_load_tokenizer(settings.encoder), _load_tokenizer(settings.decoder))
@@ -96,10 +101,14 @@ def load_model(
         model = DiffLMModel.from_pretrained(finished)
     else:
         options = settings.model | model_kwargs
+        warms_up = settings.column_features and len(records) >= MIN_ROWS_TO_WARM_UP
         if settings.column_features:
-            options = {"num_feature_columns": len(schema.feature_columns)} | options
+            weight = {} if warms_up else {"column_loss_weight": 0.0}
+            options = {"num_feature_columns": len(schema.feature_columns)} | weight | options
         if settings.column_embeddings and len(schema.columns) > 1:
             options = _column_options(schema, tokenizers[1]) | options
+            if warms_up and options["num_feature_columns"]:
+                options = draft_options(records, schema, tokenizers, options["separator_token_ids"]) | options
         model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -162,7 +171,6 @@ def fit_autoencoder(
     }
     if len(train) < MIN_ROWS_TO_WARM_UP:
         options["latent_warmup_steps"] = 0
-        model.config.column_loss_weight = 0.0
     elif model.config.num_feature_columns and settings.beta_schedule == "geometric":
         options["beta"] = BETA_AFTER_WARM_UP
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))

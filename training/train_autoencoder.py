@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         train, held_out = records, schema.to_records(read_data(script.validation))
     set_seed(args.seed)
-    model, (encoder_tokenizer, decoder_tokenizer) = load_model(settings, json.loads(script.model_kwargs), schema)
+    model, (encoder_tokenizer, decoder_tokenizer) = load_model(
+        settings, json.loads(script.model_kwargs), schema, train
+    )
     train_set, held_out_set = (
         RecordDataset(part, schema, encoder_tokenizer, decoder_tokenizer, model.config.eos_token_id, script.max_length)
         for part in (train, held_out)

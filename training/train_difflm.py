@@ -139,7 +139,9 @@ def fit(
 
     finished = folder.autoencoder if folder.autoencoder_is_done else None
     with no_file_bars(not show_progress):
-        model, (encoder_tokenizer, decoder_tokenizer) = load_model(settings, model_kwargs or {}, schema, finished)
+        model, (encoder_tokenizer, decoder_tokenizer) = load_model(
+            settings, model_kwargs or {}, schema, train, finished
+        )
     datasets = [
         RecordDataset(part, schema, encoder_tokenizer, decoder_tokenizer, model.config.eos_token_id, max_length)
         for part in (train, held_out)

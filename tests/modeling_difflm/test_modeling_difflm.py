@@ -40,8 +40,11 @@ from difflm.training.candidate_tokens import draw_candidates
 INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
 # Beside any of them, embeddings of columns; so many tokens are separators that every record has some.
 COLUMNS = {"num_embedded_columns": 3, "column_embedding_size": 16, "separator_token_ids": list(range(5, 60, 3))}
+DRAFT = {**COLUMNS, "draft_places": [2, 1, 3], "draft_token_ids": [3, 4, 5, 8, 20], "feature_size": 16}
 CONDITIONINGS = {name: {"injection": name} for name in INJECTIONS} | {
-    f"{name}+columns": {"injection": name, **COLUMNS} for name in INJECTIONS
+    f"{name}+{more}": {"injection": name, **options}
+    for name in INJECTIONS
+    for more, options in (("columns", COLUMNS), ("draft", DRAFT))
 }
 SIZES = {
     "vocab_size": 60,
@@ -138,15 +141,48 @@ def test_a_columns_embedding_reaches_that_columns_tokens(encoder):
     injection = model.inject(torch.randn(2, 8))
     assert injection.token_bias.shape == (2, 3, 32)
     tokens = torch.tensor([[1, 3, 5, 4, 8, 3], [5, 5, 5, 5, 3, 3]])
-    seen = injection.separators_seen(tokens)
-    assert seen.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 3, 4, 4, 4]]
-    assert injection.separators_seen(tokens[:, :1], seen[:, -1:]).tolist() == [[2], [5]]
-    bias = injection.bias(seen)
+    places, ended = injection.places(tokens)
+    assert places.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 2, 2, 2, 2]]
+    assert ended.tolist() == [[2, 2], [4, 3]]
+    bias = injection.at(injection.token_bias, places)
     expected = [injection.token_bias[0, [0, 0, 1, 1, 2, 2]], injection.token_bias[1, [1, 2, 2, 2, 2, 2]]]
     assert torch.equal(bias, torch.stack(expected))
     # About as large as an embedding, so that the frozen decoder neither ignores it nor sees nothing else.
     ratio = float(injection.token_bias.std()) / model.config.embedding_std
     assert 0.3 < ratio < 3
+
+
+def test_a_draft_has_places_within_columns(encoder):
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
+    latents = torch.randn(2, 8)
+    injection = model.inject(latents)
+    assert injection.token_bias.shape == (2, 6, 32)
+    tokens = torch.tensor([[1, 3, 4, 4, 5, 4, 8, 3, 9, 9, 9], [5, 5, 3, 3, 3, 3, 5, 5, 3, 3, 3]])
+    expected = [[0, 1, 1, 1, 2, 2, 3, 4, 5, 5, 5], [2, 3, 4, 5, 5, 5, 3, 3, 4, 5, 5]]
+    assert injection.places(tokens)[0].tolist() == expected
+    # In parts, as they are fed: the same.
+    ended, found = None, []
+    for part in tokens.split([1, 3, 2, 5], dim=1):
+        places, ended = injection.places(part, ended)
+        found.append(places)
+    assert torch.cat(found, dim=1).tolist() == expected
+    assert torch.equal(injection.token_bias, model.column_embeddings(latents)[:, [0, 0, 1, 2, 2, 2]])
+    assert torch.equal(injection.hidden_bias, torch.zeros(2, 6, 32))  # an untrained draft says nothing
+
+
+def test_the_drafts_loss_is_of_the_tokens_it_knows(encoder):
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
+    torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+    latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 1], [20, 5, 5, 3, -100, -100]])
+    loss = model.column_loss(latents, torch.zeros(2, 0), labels)
+    head = model.decoder.get_output_embeddings().weight[DRAFT["draft_token_ids"]]
+    nats = -(model.record_draft(latents) @ head.T).log_softmax(-1)
+    # (place, token's number); 7 and 1 are no tokens of the draft.
+    known = [[(0, 0), (1, 1), (1, 2), (2, 3)], [(0, 4), (2, 2), (3, 2), (3, 0)]]
+    expected = [sum(nats[row, place, token] for place, token in found) for row, found in enumerate(known)]
+    torch.testing.assert_close(loss, torch.stack(expected))
 
 
 def test_latent_reaches_the_loss_by_each_injection(encoder):

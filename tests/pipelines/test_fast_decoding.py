@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from difflm.modeling_difflm import Injection, bias_embeddings
+from difflm.modeling_difflm import Injection, bias_tokens
 from difflm.pipelines.decoding import RecordConstraint, ValueSpec
 from difflm.pipelines.fast_decoding import UnsupportedDecoderError, _split, decode_rows, supports
 from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom, choose_tokens
@@ -96,6 +96,9 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
         return Injection(prefix_embeds=noise(rows, 5, 32))
     if kind == "columns":
         return Injection(prefix_embeds=noise(rows, 5, 32), token_bias=noise(rows, 3, 32))
+    if kind == "draft":
+        biases = {"token_bias": noise(rows, 8, 32), "hidden_bias": noise(rows, 8, 32)}
+        return Injection(**biases, column_places=torch.tensor([2, 1, 5]))
     return Injection(token_bias=noise(rows, 1, 32))
 
 
@@ -110,7 +113,7 @@ def reference(
     """The same by `generate`: tokens up to EOS."""
     embeddings = decoder.get_input_embeddings()
     arguments = {}
-    with bias_embeddings(embeddings, injection):
+    with bias_tokens(decoder, injection):
         embeds = embeddings(torch.zeros(ROWS, 1, dtype=torch.long))
         if injection.prefix_embeds is not None:
             embeds = torch.cat([injection.prefix_embeds, embeds], dim=1)
@@ -132,13 +135,13 @@ def reference(
     return [row[: row.index(1) + 1] if 1 in row else row for row in written]
 
 
-@pytest.mark.parametrize("kind", ["kv_memory", "soft_prompt", "embedding", "columns"])
+@pytest.mark.parametrize("kind", ["kv_memory", "soft_prompt", "embedding", "columns", "draft"])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 40, "top_p": 0.9}], ids=["plain", "top"])
 def test_same_tokens_as_generate(
     decoder: PreTrainedModel, constraint: RecordConstraint, kind: str, options: dict[str, float]
 ) -> None:
     injection = make_injection(kind, decoder)
-    if kind == "columns":  # the comma; three columns for four values: the last is shared
+    if kind in ("columns", "draft"):  # the comma; three columns for four values: the last is shared
         injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
     expected = reference(decoder, injection, RecordLogitsProcessor(constraint, randoms(), **options), 100)
     for batch_size in (1, 5, 64):

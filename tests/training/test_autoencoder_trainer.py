@@ -16,6 +16,7 @@ from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
 from difflm.training.encode_latents import encode_latents
+from difflm.training.latent_warmup import WARMED_UP
 from difflm.training.record_dataset import RecordDataset
 
 
@@ -127,6 +128,23 @@ def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, data
     assert {rates[id(p)] for name, p in trainable.items() if not name.startswith("encoder.")} == {1e-2}
 
 
+@pytest.mark.parametrize("steps", [5, 0])
+def test_what_was_warmed_up_is_trained_on_gently(model_folders, dataset, tmp_path, steps):
+    training = trainer(model_folders, dataset, tmp_path, encoder_learning_rate=1e-4, latent_warmup_steps=steps)
+    training.model = build(model_folders, num_feature_columns=4, feature_size=8)
+    groups = training.create_optimizer().param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    found = {(name.split(".")[0], rates[id(p)]) for name, p in training.model.named_parameters() if p.requires_grad}
+    gently = 1e-4 if steps else 1e-3
+    assert {pair for pair in found if pair[0] in WARMED_UP} == {
+        ("column_features", gently),
+        ("column_decoder", gently),
+        ("posterior_mean", gently),
+        ("posterior_log_variance", gently),
+    }
+    assert {("encoder", 1e-4), ("injector", 1e-3), ("posterior_norm", 1e-3)} <= found
+
+
 def test_slow_steps_leave_checkpoints_too(model_folders, dataset, tmp_path):
     def checkpoints(folder, **settings) -> list[str]:
         trainer(model_folders, dataset, folder, max_steps=3, save_steps=1000, **settings).train()
@@ -156,23 +174,31 @@ def test_minutes_count_from_the_last_checkpoint():
 def test_latents_are_warmed_up_once_and_within_the_time(model_folders, dataset, tmp_path, monkeypatch):
     calls, clock = [], [1000.0]
 
-    def warm_up(model, values, **options):
-        calls.append((values, options))
+    def warm_up(model, values, labels, **options):
+        calls.append((values, labels, options))
         clock[0] += 30
 
     monkeypatch.setattr(autoencoder_trainer, "warm_up_latents", warm_up)
     monkeypatch.setattr(autoencoder_trainer.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(Trainer, "train", lambda self, resume=None: self.budget.on_train_begin())
     shares = []
-    for resumed, columns in ((None, 4), ("a checkpoint", 4), (None, 0)):
+    draft = {
+        "num_embedded_columns": 4,
+        "separator_token_ids": [14],
+        "draft_places": [2] * 4,
+        "draft_token_ids": [5, 9],
+    }
+    for resumed, columns, more in ((None, 4, {}), ("a checkpoint", 4, {}), (None, 0, {}), (None, 4, draft)):
         training = trainer(model_folders, dataset, tmp_path, max_minutes=10.0, latent_warmup_steps=7, seed=3)
-        training.model = build(model_folders, num_feature_columns=columns, feature_size=8)
+        training.model = build(model_folders, num_feature_columns=columns, feature_size=8, **more)
         training.train(resumed)
         shares.append(training.budget.share_used())
-    assert shares == pytest.approx([0.05, 0.0, 0.0])
-    ((values, options),) = calls
-    assert torch.equal(values.isnan(), dataset.feature_values().isnan())
-    assert options == {"steps": 7, "max_seconds": 30.0, "seed": 3, "show_progress": False}
+    assert shares == pytest.approx([0.05, 0.0, 0.0, 0.05])
+    assert [labels is None for _, labels, _ in calls] == [True, False]
+    assert torch.equal(calls[1][1], dataset.labels())
+    for values, _, options in calls:
+        assert torch.equal(values.isnan(), dataset.feature_values().isnan())
+        assert options == {"steps": 7, "max_seconds": 48.0, "seed": 3, "show_progress": False}
 
 
 def test_a_time_budget_ends_training(model_folders, dataset, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -41,6 +43,32 @@ def test_the_latents_learn_what_the_columns_hold(model, values):
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"column_features", "column_decoder", "posterior_mean", "posterior_log_variance"}
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_draft_is_learnt_beside_them(model_folders):
+    columns = {"num_embedded_columns": 2, "separator_token_ids": [14], "draft_places": [2, 3]}
+    columns |= {"num_feature_columns": 2, "feature_size": 64, "draft_token_ids": [1, 14, *range(20, 30)]}
+    model = build_tiny_model(model_folders, **columns)
+    digits = torch.randint(20, 30, (500, 3), generator=torch.Generator().manual_seed(1))
+    labels = torch.stack([digits[:, 0], torch.full((500,), 14), *digits[:, 1:].T, torch.ones(500).long()], dim=1)
+    first, second, third = (digits - 20).T
+    values = torch.stack([first / 9, (10 * second + third) / 99], dim=1)
+    model.column_features.fit(values)
+
+    def nats(latents):
+        with torch.no_grad():
+            waves = model.column_loss(latents, values)
+            return (model.column_loss(latents, values, labels) - waves).mean().item()
+
+    latents = model.encode_features(values).mean.detach()
+    assert nats(latents) == pytest.approx(5 * math.log(12))  # five tokens, nothing known of them
+    warm_up_latents(model, values, labels, steps=600, show_progress=False)
+    latents = model.encode_features(values).mean.detach()
+    assert nats(latents) < 3 * math.log(10) / 2 and 3 * math.log(10) < nats(latents.roll(1, 0))
+    # The decoder's head reads them off the hidden states.
+    head = model.decoder.get_output_embeddings().weight
+    read = (model.record_draft(latents) @ head.T)[:, [0, 2, 3]].argmax(-1)
+    assert (read == digits)[:, :2].float().mean() > 0.9
 
 
 def test_it_draws_from_its_own_generator(model, values):
