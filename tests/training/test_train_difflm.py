@@ -138,7 +138,24 @@ def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path,
     monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 54 if warmed else 55)
     pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
     assert steps == ([1500] if warmed else [])
-    assert pipeline.autoencoder.config.column_loss_weight == (1.0 if warmed else 0.0)
+    config = pipeline.autoencoder.config
+    assert config.column_loss_weight == (1.0 if warmed else 0.0)
+    assert (config.draft_places is not None) == (pipeline.autoencoder.record_draft is not None) == warmed
+
+
+def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 54)
+    pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
+    loaded = DiffLMPipeline.from_pretrained(tmp_path / "out")
+    sampled = [
+        found(num_samples=20, seed=3, fast=fast).records
+        for found in (pipeline, loaded)
+        for fast in (True, False)
+    ]
+    assert sampled == [sampled[0]] * 4
+    torch.nn.init.zeros_(loaded.autoencoder.record_draft.to_hidden.weight)
+    torch.nn.init.zeros_(loaded.autoencoder.record_draft.to_hidden.bias)
+    assert loaded(num_samples=20, seed=3).records != sampled[0]
 
 
 def test_columns_begin_at_separators(fitted, decoder_tokenizer):
