@@ -149,6 +149,8 @@ class DiffLMConfig(PreTrainedConfig):
         The decoder's tokens that a draft is made of, ascending.
     draft_size : int, default 32
         Width of one place's vector.
+    draft_dropout : float, default 0.2
+        In the draft's layers: without, it learns the last digits of 15,000 records by heart.
     """
 
     model_type = "difflm"
@@ -190,6 +192,7 @@ class DiffLMConfig(PreTrainedConfig):
     draft_places: list[int] | None = None
     draft_token_ids: list[int] | None = None
     draft_size: int = 32
+    draft_dropout: float = 0.2
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -559,8 +562,9 @@ class RecordDraft(nn.Module):
         widths, tokens = cast(list[int], config.draft_places), cast(list[int], config.draft_token_ids)
         self.shape = (sum(widths), config.draft_size)
         self.register_buffer("token_ids", torch.tensor(tokens))
-        size = config.feature_size
-        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), nn.Linear(size, size), nn.GELU()]
+        size, dropout = config.feature_size, nn.Dropout(config.draft_dropout)
+        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), dropout]
+        layers += [nn.Linear(size, size), nn.GELU(), dropout]
         self.latent_to_places = nn.Sequential(*layers, nn.Linear(size, math.prod(self.shape)))
         self.place_vectors = nn.Parameter(torch.randn(self.shape) * 0.5)
         self.norm = nn.LayerNorm(config.draft_size)

@@ -20,6 +20,9 @@ from difflm.training.latent_warmup import WARMED_UP, warm_up_latents
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
+MAX_WARMUP_EVALUATION_RECORDS = 256
+
+
 class AutoencoderTrainer(Trainer):
     """Trainer of [`DiffLMModel`]: loss = reconstruction + beta * KL (DiffLM, equation 2).
 
@@ -94,6 +97,7 @@ class AutoencoderTrainer(Trainer):
                     self.model,
                     values,
                     dataset.labels() if self.model.record_draft is not None else None,
+                    _columns_and_labels(self.eval_dataset),
                     steps=self.args.latent_warmup_steps,
                     # No more than a small part of a short fit.
                     max_seconds=None if self.budget.max_seconds is None else 0.08 * self.budget.max_seconds,
@@ -256,6 +260,12 @@ class AutoencoderTrainer(Trainer):
             if name in self._best_weights:
                 parameter.copy_(self._best_weights[name])
         return best
+
+
+def _columns_and_labels(dataset: Any) -> tuple[Tensor, list[Tensor]]:
+    examples = [dataset[row] for row in range(min(len(dataset), MAX_WARMUP_EVALUATION_RECORDS))]
+    values = torch.tensor([example["feature_values"] for example in examples])
+    return values, [torch.tensor(example["labels"]) for example in examples]
 
 
 class TimeBudget(TrainerCallback):

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel
 
 
 BATCH_SIZE = 256
+# Of a batch, of which a draft is learnt: records of long texts fill the memory otherwise.
+MAX_TOKENS = 64 * 1024
 LEARNING_RATE = 2e-3
-BETA = 0.01
+# Latents that carry half the nats of those of 0.01 for the same draft (MAGIC): smoother ones, for the denoiser.
+BETA = 0.1
 MAX_EPOCHS = 400
+EVALUATION_STEPS, PATIENCE = 50, 6
 # The parts that it trains.
 WARMED_UP = ("column_features", "column_decoder", "posterior_mean", "posterior_log_variance", "record_draft")
 
@@ -23,7 +29,8 @@ WARMED_UP = ("column_features", "column_decoder", "posterior_mean", "posterior_l
 def warm_up_latents(
     model: DiffLMModel,
     feature_values: Tensor,
-    labels: Tensor | None = None,
+    labels: Sequence[Tensor] | None = None,
+    held_out: tuple[Tensor, Sequence[Tensor]] | None = None,
     *,
     steps: int = 1500,
     max_seconds: float | None = None,
@@ -42,8 +49,10 @@ def warm_up_latents(
         With feature columns, whose quantiles are fitted.
     feature_values : Tensor
         ``[rows, columns]``, see [`~DiffLMModel.encode`].
-    labels : Tensor, optional
-        ``[rows, tokens]``, see [`~DiffLMModel.reconstruction`]; needed where the model makes a draft.
+    labels : sequence of Tensor, optional
+        Each row's ``[tokens]``; needed where the model makes a draft.
+    held_out : (Tensor, sequence of Tensor), optional
+        Values and labels of other rows: once these get no better, it ends, and the best weights are kept.
     steps : int, default 1500
         At most; a table is passed over 400 times at most.
     max_seconds : float, optional
@@ -58,12 +67,18 @@ def warm_up_latents(
     parts = [getattr(model, name) for name in WARMED_UP]
     parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
     batch_size = min(BATCH_SIZE, len(feature_values))
+    if labels is not None:
+        longest = max(map(len, labels))
+        batch_size = max(1, min(batch_size, MAX_TOKENS // longest))
     steps = min(steps, MAX_EPOCHS * math.ceil(len(feature_values) / batch_size))
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     # Of its own, so that a resumed fit, which has no warm-up, draws what an uninterrupted one draws.
     generator = torch.Generator(model.device).manual_seed(seed)
-    started, made = time.monotonic(), 0
-    with tqdm(total=steps, desc="Warming up the latents", unit="step", disable=not show_progress) as bar:
+    started, made, evaluations = time.monotonic(), 0, _Evaluations(parts)
+    model.train()
+    bar = tqdm(total=steps, desc="Warming up the latents", unit="step", disable=not show_progress)
+    with bar, torch.random.fork_rng():
+        torch.manual_seed(seed)  # of the draft's dropout
         while made < steps:
             passed = 0.0 if max_seconds is None else (time.monotonic() - started) / max(max_seconds, 1e-9)
             if passed >= 1:
@@ -73,7 +88,7 @@ def warm_up_latents(
                 group["lr"] = LEARNING_RATE * min(1.0, (made + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share))
             rows = torch.randint(len(feature_values), (batch_size,), generator=generator, device=model.device)
             values = feature_values[rows.to(feature_values.device)].to(model.device)
-            tokens = None if labels is None else labels[rows.to(labels.device)].to(model.device)
+            tokens = None if labels is None else _padded([labels[row] for row in rows.tolist()], model.device)
             posterior = model.encode_features(values)
             loss = (model.column_loss(posterior.sample(generator), values, tokens) + BETA * posterior.kl()).mean()
             optimizer.zero_grad()
@@ -82,7 +97,46 @@ def warm_up_latents(
             optimizer.step()
             made += 1
             bar.update()
-            if made % 50 == 0:
+            if made % EVALUATION_STEPS == 0:
                 bar.set_postfix(loss=f"{loss.item():.1f}")
+                if held_out is not None and evaluations.is_enough(_held_out_loss(model, *held_out)):
+                    break
+    evaluations.restore()
     model.zero_grad()
     return made
+
+
+class _Evaluations:
+    """Keeps the weights of the lowest loss, and tells when it was long ago."""
+
+    def __init__(self, parts: Sequence[nn.Module | None]) -> None:
+        self.parts = [part for part in parts if part is not None]
+        self.best, self.since_best = math.inf, 0
+        self.weights: list[dict[str, Tensor]] = []
+
+    def is_enough(self, loss: float) -> bool:
+        self.since_best += 1
+        if loss < self.best:
+            self.best, self.since_best = loss, 0
+            self.weights = [{k: v.clone() for k, v in part.state_dict().items()} for part in self.parts]
+        return self.since_best >= PATIENCE
+
+    def restore(self) -> None:
+        for part, weights in zip(self.parts, self.weights, strict=False):
+            part.load_state_dict(weights)
+
+
+@torch.no_grad()
+def _held_out_loss(model: DiffLMModel, values: Tensor, labels: Sequence[Tensor]) -> float:
+    model.eval()
+    values, tokens = values.to(model.device), None
+    if model.record_draft is not None:
+        tokens = _padded(labels, model.device)
+    posterior = model.encode_features(values)
+    loss = (model.column_loss(posterior.mean, values, tokens) + BETA * posterior.kl()).mean().item()
+    model.train()
+    return loss
+
+
+def _padded(labels: Sequence[Tensor], device: torch.device) -> Tensor:
+    return pad_sequence(list(labels), batch_first=True, padding_value=-100).long().to(device)

@@ -100,9 +100,9 @@ class RecordDataset(Dataset):
                 return None
         return sorted(tokens)
 
-    def labels(self) -> Tensor:
-        """The decoder's tokens of all records, ``[records, tokens]``, padded on the right."""
-        return _pad([self.token_ids(record) for record in self.records], IGNORED_LABEL)
+    def labels(self) -> list[Tensor]:
+        """The decoder's tokens of all records, as small as they can be kept."""
+        return [torch.tensor(self.token_ids(record), dtype=torch.int32) for record in self.records]
 
     def feature_values(self) -> Tensor:
         """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""

@@ -34,7 +34,7 @@ MAX_EMBEDDED_COLUMNS = 128
 MIN_ROWS_TO_WARM_UP = 2000
 # What the decoder does not read yet the KL makes the latents unlearn: at 0.005 from 160 to 37 nats in 36 steps where
 # no column loss kept them.
-BETA_AFTER_WARM_UP = 0.005
+BETA_AFTER_WARM_UP = 0.05
 
 
 def resolve_settings(
@@ -108,7 +108,8 @@ def load_model(
         if settings.column_embeddings and len(schema.columns) > 1:
             options = _column_options(schema, tokenizers[1]) | options
             if warms_up and options["num_feature_columns"]:
-                options = draft_options(records, schema, tokenizers, options["separator_token_ids"]) | options
+                columns, separators = options["num_embedded_columns"], options["separator_token_ids"]
+                options = draft_options(records, schema, tokenizers, columns, separators) | options
         model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -172,7 +173,7 @@ def fit_autoencoder(
     if len(train) < MIN_ROWS_TO_WARM_UP:
         options["latent_warmup_steps"] = 0
     elif model.config.num_feature_columns and settings.beta_schedule == "geometric":
-        options["beta"] = BETA_AFTER_WARM_UP
+        options |= {"beta": BETA_AFTER_WARM_UP, "beta_minimum": BETA_AFTER_WARM_UP / 10}
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)
     trainer = AutoencoderTrainer(model, args, train, evaluation, pad_token_id)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from difflm.modeling_difflm import DiffLMModel
+from difflm.training import latent_warmup
 from difflm.training.latent_warmup import warm_up_latents
 from tests.conftest import build_tiny_model
 
@@ -62,13 +63,35 @@ def test_a_draft_is_learnt_beside_them(model_folders):
 
     latents = model.encode_features(values).mean.detach()
     assert nats(latents) == pytest.approx(5 * math.log(12))  # five tokens, nothing known of them
-    warm_up_latents(model, values, labels, steps=600, show_progress=False)
+    warm_up_latents(model, values, list(labels.int()), steps=600, show_progress=False)
+    model.eval()
     latents = model.encode_features(values).mean.detach()
     assert nats(latents) < 3 * math.log(10) / 2 and 3 * math.log(10) < nats(latents.roll(1, 0))
     # The decoder's head reads them off the hidden states.
     head = model.decoder.get_output_embeddings().weight
     read = (model.record_draft(latents) @ head.T)[:, [0, 2, 3]].argmax(-1)
-    assert (read == digits)[:, :2].float().mean() > 0.9
+    assert (read == digits)[:, :2].float().mean() > 0.7
+
+
+def test_it_ends_once_held_out_rows_get_no_better(model, values, monkeypatch):
+    losses = iter([9.0, 8.0, *[8.5] * 9])
+    kept = []
+
+    def evaluate(*args):
+        kept.append(model.posterior_mean.weight.clone())
+        return next(losses)
+
+    monkeypatch.setattr(latent_warmup, "_held_out_loss", evaluate)
+    assert warm_up_latents(model, values, None, (values, []), steps=800, show_progress=False) == 8 * 50
+    assert torch.equal(model.posterior_mean.weight, kept[1])
+
+
+def test_the_held_out_loss_is_that_of_the_mean(model, values):
+    rows = values[:9]
+    posterior = model.eval().encode_features(rows)
+    expected = model.column_loss(posterior.mean, rows).mean() + latent_warmup.BETA * posterior.kl().mean()
+    assert latent_warmup._held_out_loss(model, rows, []) == pytest.approx(expected.item(), rel=1e-5)
+    assert model.training
 
 
 def test_it_draws_from_its_own_generator(model, values):

@@ -12,11 +12,12 @@ from difflm.training.record_draft import draft_options
 
 @pytest.fixture
 def options(encoder_tokenizer, decoder_tokenizer):
-    def find(table: pd.DataFrame) -> dict:
+    def find(table: pd.DataFrame, num_columns: int | None = None) -> dict:
         schema = RecordSchema.infer(table, record_format="values")
         tokenizers = (encoder_tokenizer, decoder_tokenizer)
         comma = decoder_tokenizer.encode(",", add_special_tokens=False)
-        return draft_options(schema.to_records(table), schema, tokenizers, comma)
+        columns = num_columns or len(table.columns)
+        return draft_options(schema.to_records(table), schema, tokenizers, columns, comma)
 
     return find
 
@@ -39,3 +40,8 @@ def test_places_and_tokens_are_bounded(options, monkeypatch):
     found = options(pd.DataFrame({"a": range(1000, 1100), "b": range(100), "c": [5] * 100}))
     assert found["draft_places"] == [2, 2, 2]
     assert len(found["draft_token_ids"]) == 2
+
+
+def test_further_columns_share_the_last_ones_places(options):
+    table = pd.DataFrame({"a": [1, 2] * 50, "b": range(100, 200), "c": range(10000, 10100)})
+    assert options(table, 2)["draft_places"] == [2, 6]

@@ -148,9 +148,7 @@ def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path, m
     pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
     loaded = DiffLMPipeline.from_pretrained(tmp_path / "out")
     sampled = [
-        found(num_samples=20, seed=3, fast=fast).records
-        for found in (pipeline, loaded)
-        for fast in (True, False)
+        found(num_samples=20, seed=3, fast=fast).records for found in (pipeline, loaded) for fast in (True, False)
     ]
     assert sampled == [sampled[0]] * 4
     torch.nn.init.zeros_(loaded.autoencoder.record_draft.to_hidden.weight)
