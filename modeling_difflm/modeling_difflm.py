@@ -137,16 +137,16 @@ class DiffLMConfig(PreTrainedConfig):
         Columns whose values the posterior reads beside the encoder's output (see [`ColumnFeatures`]).
     feature_size : int, default 512
     column_loss_weight : float, default 1.0
-        Of the [`ColumnDecoder`]'s term in the loss.
+        Of the [`ColumnDecoder`]'s and the [`RecordDraft`]'s term in the loss.
     num_embedded_columns : int, default 0
         Columns whose tokens get an embedding of their own from the latent (see [`ColumnEmbeddings`]).
     separator_token_ids : list of int, optional
         The tokens at which a record's next column begins.
     column_embedding_size : int, default 128
     draft_places : list of int, optional
-        Tokens of each embedded column's values for which there is a place in the draft (see [`RecordDraft`]).
+        For how many tokens of each of the first columns the draft has a place (see [`RecordDraft`]).
     draft_token_ids : list of int, optional
-        The decoder's tokens that a draft is made of, ascending.
+        The decoder's tokens that a draft is made of, beside the end of the record.
     draft_size : int, default 32
         Width of one place's vector.
     draft_dropout : float, default 0.2
@@ -207,6 +207,10 @@ class DiffLMConfig(PreTrainedConfig):
         for name in ("latent_size", "num_injection_tokens", "num_pooling_queries", "injection_hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.draft_places and not self.draft_token_ids:
+            raise ValueError("draft_places need draft_token_ids.")
+        if self.draft_places and len(self.draft_places) > 1 and not self.separator_token_ids:
+            raise ValueError("draft_places of several columns need separator_token_ids.")
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"This checkpoint has format version {self.format_version}; this difflm reads up to "
@@ -257,22 +261,21 @@ class Injection:
     past_key_values : list of (Tensor, Tensor), optional
         A key and a value per layer, each ``[batch, kv_heads, tokens, head_dim]``.
     token_bias : Tensor, optional
-        Added to the embeddings of the tokens at each place of a record, BOS included, ``[batch, places, hidden]``.
-    hidden_bias : Tensor, optional
-        Added to the decoder's last hidden states at each place, ``[batch, places, hidden]``.
+        Added to the embeddings of a column's tokens, BOS included, ``[batch, columns, hidden]``.
     separator_ids : Tensor, optional
         The tokens at which the next column begins; without them all tokens belong to the first.
-    column_places : Tensor, optional
-        How many places each column has, ``[columns]``: one for each of its first tokens, the last for all others. By
-        default one.
+    draft : Tensor, optional
+        The vectors of all places, ``[batch, places, draft_size]`` (see [`RecordDraft`]).
+    draft_module : RecordDraft, optional
+        Makes of them what is added to the decoder's last hidden states.
     """
 
     prefix_embeds: Tensor | None = None
     past_key_values: list[tuple[Tensor, Tensor]] | None = None
     token_bias: Tensor | None = None
-    hidden_bias: Tensor | None = None
     separator_ids: Tensor | None = None
-    column_places: Tensor | None = None
+    draft: Tensor | None = None
+    draft_module: RecordDraft | None = None
 
     @property
     def length(self) -> int:
@@ -281,31 +284,35 @@ class Injection:
             return self.prefix_embeds.shape[1]
         return 0 if self.past_key_values is None else self.past_key_values[0][0].shape[2]
 
-    def places(self, tokens: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The place of each of ``[batch, tokens]``, and where they end.
-
-        ``before`` is where the tokens before these ended, ``[batch, 2]``: separators seen, tokens since the last one.
-        """
+    def bias(self, columns: Tensor) -> Tensor:
+        """What is added to the embeddings of tokens of these columns, ``[batch, tokens, hidden]``."""
         bias = cast(Tensor, self.token_bias)
-        if before is None:
-            before = tokens.new_zeros(len(tokens), 2)
-        if self.separator_ids is None:
-            return torch.zeros_like(tokens), before
-        separates = torch.isin(tokens, self.separator_ids.to(tokens.device))
-        seen = before[:, :1] + separates.long().cumsum(dim=1)
-        order = torch.arange(tokens.shape[1], device=tokens.device)
-        since = order - torch.where(separates, order, -before[:, 1:]).cummax(dim=1).values
-        widths = self.column_places
-        widths = torch.ones(bias.shape[1], dtype=torch.long) if widths is None else widths
-        widths = widths.to(tokens.device)
-        columns = seen.clamp(max=len(widths) - 1)
-        places = (widths.cumsum(0) - widths)[columns] + torch.minimum(since, widths[columns] - 1)
-        return places, torch.stack([seen[:, -1], since[:, -1] + 1], dim=1)
+        columns = columns.to(bias.device).clamp(max=bias.shape[1] - 1)
+        return bias.gather(1, columns[..., None].expand(-1, -1, bias.shape[2]))
 
-    @staticmethod
-    def at(bias: Tensor, places: Tensor) -> Tensor:
-        """What of a bias is added to the tokens at these places, ``[batch, tokens, hidden]``."""
-        return bias.gather(1, places.to(bias.device)[..., None].expand(-1, -1, bias.shape[2]))
+    def hidden_bias(self, rows: Tensor, places: Tensor) -> Tensor:
+        """What is added to the last hidden states of tokens at these places of these rows, ``[..., hidden]``."""
+        draft, module = cast(Tensor, self.draft), cast(RecordDraft, self.draft_module)
+        rows, places = rows.to(draft.device), places.to(draft.device)
+        return module.to_hidden(draft[rows, places.clamp(min=0)]).masked_fill((places < 0)[..., None], 0.0)
+
+
+def locate(
+    tokens: Tensor, separator_ids: Tensor | None, before: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """In which column each token is, and how many of that column's came before it, both ``[batch, tokens]``.
+
+    ``before``, ``[batch, 2]``, is where earlier tokens ended: what is returned third.
+    """
+    if before is None:
+        before = tokens.new_zeros(len(tokens), 2)
+    separates = torch.zeros_like(tokens, dtype=torch.bool)
+    if separator_ids is not None:
+        separates = torch.isin(tokens, separator_ids.to(tokens))
+    columns = before[:, :1] + separates.long().cumsum(dim=1)
+    order = torch.arange(tokens.shape[1], device=tokens.device)
+    since = order - torch.where(separates, order, -before[:, 1:]).cummax(dim=1).values
+    return columns, since, torch.stack([columns[:, -1], since[:, -1] + 1], dim=1)
 
 
 @dataclass
@@ -315,7 +322,7 @@ class DiffLMOutput(ModelOutput):
     Attributes
     ----------
     loss : Tensor
-        ``reconstruction_loss + beta * kl``, scalar; with feature columns also the [`ColumnDecoder`]'s loss.
+        ``reconstruction_loss + beta * kl``, scalar; with feature columns also the column loss.
     reconstruction_loss : Tensor
         Nats per record, mean over the batch, scalar.
     kl : Tensor
@@ -549,19 +556,22 @@ class RecordDraft(nn.Module):
     """Latent -> a first draft of the record, all its tokens at once (ours, not the paper's).
 
     For each place (a column and a token within its value) a hidden state, which the decoder's own head turns into
-    guesses of the token that comes next there, without a look at the others. They are added to the decoder's last
-    hidden states, so that both have their say (shallow fusion, arXiv 1503.03535): the decoder knows what was written
-    and mends what does not fit together. A draft is learnt in a minute, without the LLM, which takes thousands of
-    records to read a number's digits out of its memory.
+    guesses of the token that comes next there, without a look at the others. It is added to the decoder's last hidden
+    state, so that both have their say (shallow fusion, arXiv 1503.03535): the decoder knows what was written and mends
+    what does not fit together. Of the decoder, learning a draft takes the head alone: minutes, where the whole takes
+    thousands of records to read a number's digits out of its memory.
     """
 
     token_ids: Tensor
+    widths: Tensor
 
     def __init__(self, config: DiffLMConfig) -> None:
         super().__init__()
-        widths, tokens = cast(list[int], config.draft_places), cast(list[int], config.draft_token_ids)
+        widths, tokens = cast(list[int], config.draft_places), {*cast(list[int], config.draft_token_ids)}
+        tokens |= set() if config.eos_token_id is None else {config.eos_token_id}
+        self.register_buffer("widths", torch.tensor(widths))
+        self.register_buffer("token_ids", torch.tensor(sorted(tokens)))
         self.shape = (sum(widths), config.draft_size)
-        self.register_buffer("token_ids", torch.tensor(tokens))
         size, dropout = config.feature_size, nn.Dropout(config.draft_dropout)
         layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), dropout]
         layers += [nn.Linear(size, size), nn.GELU(), dropout]
@@ -572,25 +582,34 @@ class RecordDraft(nn.Module):
         nn.init.zeros_(self.to_hidden.weight)  # an untrained draft says nothing
         nn.init.zeros_(self.to_hidden.bias)
 
-    def vectors(self, latents: Tensor) -> Tensor:
-        """``[B, latent_size]`` -> ``[B, places, draft_size]``."""
+    def forward(self, latents: Tensor) -> Tensor:
+        """``[batch, latent_size]`` -> vectors of the places, ``[batch, places, draft_size]``."""
         places = self.latent_to_places(latents).unflatten(1, self.shape) + self.place_vectors
         return nn.functional.gelu(self.norm(places))
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """``[B, latent_size]`` -> ``[B, places, hidden]``."""
-        return self.to_hidden(self.vectors(latents))
+    def places(self, columns: Tensor, since: Tensor) -> Tensor:
+        """The place of each token (see [`locate`]); -1 where the draft says nothing."""
+        widths = self.widths.to(columns.device)
+        known = columns.clamp(max=len(widths) - 1)
+        inside = (columns < len(widths)) & (since < widths[known])
+        return torch.where(inside, (widths.cumsum(0) - widths)[known] + since, -1)
 
-    def loss(self, latents: Tensor, places: Tensor, labels: Tensor, head: Tensor) -> Tensor:
-        """Nats of each record's tokens, ``[B]``, those of ``token_ids``, which stand at ``places`` ``[B, tokens]``."""
-        index = torch.searchsorted(self.token_ids, labels.clamp(min=0)).clamp(max=len(self.token_ids) - 1)
-        known = self.token_ids[index] == labels
-        rows = head[self.token_ids].to(latents)
-        vectors = self.vectors(latents)[known.nonzero()[:, 0], places[known]]
+    def loss(self, draft: Tensor, places: Tensor, labels: Tensor, head: Tensor) -> Tensor:
+        """Nats of each record's ``labels`` at ``places``, both ``[batch, tokens]``, given the LLM's head's weight.
+
+        All tokens that are none of ``token_ids`` count as one more.
+        """
+        if not head.is_floating_point():
+            raise ValueError('The decoder\'s head is quantised: pass model_kwargs={"draft_places": None}.')
+        kept = (labels != -100) & (places >= 0)
+        index = torch.searchsorted(self.token_ids, labels[kept]).clamp(max=len(self.token_ids) - 1)
+        index = torch.where(self.token_ids[index] == labels[kept], index, len(self.token_ids))
+        rows = head[self.token_ids.to(head.device)].to(draft)
         # The head's rows times the small matrix first: far fewer products than hidden states of all places.
-        logits = vectors @ (rows @ self.to_hidden.weight).T + rows @ self.to_hidden.bias
-        losses = nn.functional.cross_entropy(logits, index[known], reduction="none")
-        return torch.zeros(labels.shape, device=losses.device).masked_scatter(known, losses).sum(dim=1)
+        logits = draft[kept.nonzero()[:, 0], places[kept]] @ (rows @ self.to_hidden.weight).T
+        logits = nn.functional.pad(logits + rows @ self.to_hidden.bias, (0, 1))
+        losses = nn.functional.cross_entropy(logits, index, reduction="none")
+        return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
 
 
 INJECTORS: dict[str, type[nn.Module]] = {
@@ -840,16 +859,13 @@ class DiffLMModel(PreTrainedModel):
         injection = self.injector(latents.to(self.dtype))
         if self.column_embeddings is not None:
             embeddings = self.column_embeddings(latents.to(self.dtype))
-            if self.config.separator_token_ids:
-                injection.separator_ids = torch.tensor(self.config.separator_token_ids, device=latents.device)
-            if self.record_draft is not None:
-                injection.column_places = torch.tensor(self.config.draft_places, device=latents.device)
-                embeddings = embeddings.repeat_interleave(injection.column_places, dim=1)
-                injection.hidden_bias = self.record_draft(latents.to(self.dtype))
             injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
+            injection.separator_ids = self._separators
+        if self.record_draft is not None:
+            injection.draft, injection.draft_module = self.record_draft(latents.to(self.dtype)), self.record_draft
         if injection.past_key_values is not None:
             injection.past_key_values = [(k.to(dtype), v.to(dtype)) for k, v in injection.past_key_values]
-        for name in ("prefix_embeds", "token_bias", "hidden_bias"):
+        for name in ("prefix_embeds", "token_bias"):
             value = getattr(injection, name)
             setattr(injection, name, None if value is None else value.to(dtype))
         return injection
@@ -877,11 +893,12 @@ class DiffLMModel(PreTrainedModel):
         embeddings = self._decoder.get_input_embeddings()
         tokens = self._fed(labels)
         inputs_embeds, hidden_bias = embeddings(tokens), None
+        columns, since, _ = locate(tokens, injection.separator_ids)
         if injection.token_bias is not None:
-            places, _ = injection.places(tokens)
-            inputs_embeds = inputs_embeds + injection.at(injection.token_bias, places)
-            if injection.hidden_bias is not None:
-                hidden_bias = injection.at(injection.hidden_bias, places)
+            inputs_embeds = inputs_embeds + injection.bias(columns)
+        if injection.draft_module is not None:
+            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+            hidden_bias = injection.hidden_bias(rows, injection.draft_module.places(columns, since))
         if injection.prefix_embeds is not None:
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
@@ -943,19 +960,21 @@ class DiffLMModel(PreTrainedModel):
         )
 
     def column_loss(self, latents: Tensor, feature_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Nats of each record's features, and of its tokens in the draft, given its latent, ``[batch]``."""
+        """Nats of each record's features given its latent, and with ``labels`` of its tokens too, ``[batch]``."""
         loss = latents.new_zeros(len(latents))
         if self.column_features is not None and self.column_decoder is not None:
             loss = loss + self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
         if self.record_draft is not None and labels is not None:
-            separators = torch.tensor(self.config.separator_token_ids or [], device=labels.device)
-            widths = torch.tensor(self.config.draft_places, device=labels.device)
-            places, _ = Injection(token_bias=loss[None, None], separator_ids=separators, column_places=widths).places(
-                self._fed(labels)
-            )
+            columns, since, _ = locate(self._fed(labels), self._separators)
             head: Any = self._decoder.get_output_embeddings()
-            loss = loss + self.record_draft.loss(latents, places, labels, head.weight)
+            draft, places = self.record_draft(latents), self.record_draft.places(columns, since)
+            loss = loss + self.record_draft.loss(draft, places, labels, head.weight)
         return loss
+
+    @property
+    def _separators(self) -> Tensor | None:
+        ids = self.config.separator_token_ids
+        return torch.tensor(ids, device=self.device) if ids else None
 
     def _fed(self, labels: Tensor) -> Tensor:
         """The tokens that the decoder reads while it writes ``labels``."""
@@ -1017,27 +1036,23 @@ def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None
 
     Tokens come in the order of the records, and each time logits are wanted of the last of them alone.
     """
-    bias = injection.token_bias
-    if bias is None:
-        yield
-        return
     ended: Tensor | None = None
-    last: Tensor | None = None
+    columns = since = torch.zeros(0)
 
     def add(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-        nonlocal ended, last
-        places, ended = injection.places(args[0], ended)
-        last = places[:, -1:]
-        return output + injection.at(bias, places).to(output)
+        nonlocal ended, columns, since
+        columns, since, ended = locate(args[0], injection.separator_ids, ended)
+        return output if injection.token_bias is None else output + injection.bias(columns).to(output)
 
     def add_last(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        hidden_bias = injection.at(cast(Tensor, injection.hidden_bias), cast(Tensor, last))
-        return (args[0][:, -1:] + hidden_bias.to(args[0]),)
+        places = cast(RecordDraft, injection.draft_module).places(columns[:, -1:], since[:, -1:])
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        return (args[0][:, -1:] + injection.hidden_bias(rows, places).to(args[0]),)
 
     embeddings: Any = decoder.get_input_embeddings()
     head: Any = decoder.get_output_embeddings()
     handles = [embeddings.register_forward_hook(add)]
-    if injection.hidden_bias is not None:
+    if injection.draft_module is not None:
         handles.append(head.register_forward_pre_hook(add_last))
     try:
         yield

@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -364,16 +363,15 @@ class _Row:
     column: int = 0  # of the last token fed
     since: int = -1  # tokens from that column's first to the last fed
 
-    def places(self, separators: frozenset[int], columns: list[range]) -> list[int]:
-        """The places of the run's tokens (see `Injection`), given the places of each column."""
+    def columns(self, separators: frozenset[int]) -> list[int]:
+        """The columns of the run's tokens (see `locate`)."""
         found = []
         for token in self.run:
             if token in separators:
                 self.column, self.since = self.column + 1, 0
             else:
                 self.since += 1
-            places = columns[min(self.column, len(columns) - 1)]
-            found.append(places[min(self.since, len(places) - 1)])
+            found.append(self.column)
         return found
 
 
@@ -402,8 +400,8 @@ def decode_rows(
         A causal LM in eval mode; it is left as it was.
     injection : Injection
         What the rows are conditioned on: `prefix_embeds` [rows, tokens, hidden], `past_key_values` (a key and a value
-        [rows, kv_heads, tokens, head_dim] per layer), `token_bias` [rows, places, hidden] with `separator_ids`
-        and `column_places`.
+        [rows, kv_heads, tokens, head_dim] per layer), `token_bias` [rows, columns, hidden] with `separator_ids`,
+        `draft` [rows, places, size] with `draft_module`.
     constraint : RecordConstraint
         The compiled schema.
     row_randoms : sequence of RowRandom
@@ -444,11 +442,6 @@ def decode_rows(
     prefix, bias = injection.prefix_embeds, injection.token_bias
     offset = injection.length
     separators = frozenset([] if injection.separator_ids is None else injection.separator_ids.tolist())
-    columns = [range(0, 1)]
-    if bias is not None and injection.separator_ids is not None:
-        widths = [1] * bias.shape[1] if injection.column_places is None else injection.column_places.tolist()
-        ends = list(accumulate(widths))
-        columns = [range(end - width, end) for end, width in zip(ends, widths, strict=True)]
     packed = _PackedDecoder(decoder, min(batch_size, max(1, len(row_randoms))), plain_head)
     packed.cache.memory = injection.past_key_values
     results: list[list[int]] = [[] for _ in row_randoms]
@@ -482,13 +475,13 @@ def decode_rows(
                     finished += 1
             if active:
                 token_bias = hidden_bias = None
-                if bias is not None:  # of these tokens alone: all places of all rows would be copied at every pass
+                columns = packed.tensor([column for row in active for column in row.columns(separators)])
+                if bias is not None:  # of these tokens alone: all columns of all rows would be copied at every pass
                     of_rows = packed.tensor([row.index for row in active for _ in row.run])
-                    of_places = packed.tensor([at for row in active for at in row.places(separators, columns)])
-                    token_bias = bias[of_rows, of_places]
-                    if injection.hidden_bias is not None:
-                        last = packed.tensor(np.cumsum([len(row.run) for row in active]) - 1)
-                        hidden_bias = injection.hidden_bias[of_rows[last], of_places[last]]
+                    token_bias = bias[of_rows, columns.clamp(max=bias.shape[1] - 1)]
+                if injection.draft_module is not None:
+                    of_rows, at, since = packed.tensor([(row.index, row.column, row.since) for row in active]).T
+                    hidden_bias = injection.hidden_bias(of_rows, injection.draft_module.places(at, since))
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],

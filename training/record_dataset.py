@@ -100,10 +100,6 @@ class RecordDataset(Dataset):
                 return None
         return sorted(tokens)
 
-    def labels(self) -> list[Tensor]:
-        """The decoder's tokens of all records, as small as they can be kept."""
-        return [torch.tensor(self.token_ids(record), dtype=torch.int32) for record in self.records]
-
     def feature_values(self) -> Tensor:
         """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""
         return torch.tensor([self.schema.feature_values(record) for record in self.records])

@@ -6,41 +6,67 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from difflm.pipelines.decoding import tokenize_segment
 from difflm.pipelines.records import RecordSchema
-from difflm.training.record_dataset import RecordDataset
 
 
 MAX_PLACES = 256
 MAX_TOKENS = 512
 MAX_RECORDS = 10_000
+# Of values that hold a separator themselves, which moves all that follows it to other places.
+MAX_AMBIGUOUS_SHARE = 0.01
 
 
 def draft_options(
     records: Sequence[dict[str, Any]],
     schema: RecordSchema,
-    tokenizers: tuple[Any, Any],
-    num_columns: int,
+    tokenizer: PreTrainedTokenizerBase,
     separators: Sequence[int],
+    max_columns: int,
 ) -> dict[str, Any]:
-    """Fields of [`DiffLMConfig`] for the draft of such records, from the first 10,000 of them.
+    """Fields of [`DiffLMConfig`] for the draft of such records, of which it looks at 10,000.
 
-    Each of the first ``num_columns`` columns (the last of them for all that follow) gets as many places as the tokens of nearly all its values, with the separator after them, and an equal
-    share of 256 at most; the draft's vocabulary are the 512 most frequent tokens at most.
+    Each column gets as many places as the tokens of nearly all its values, with what ends them; longer values get
+    fewer where that is more than 256 together. Columns from the first one on whose values hold separators get none:
+    their places could not be told. The draft's vocabulary are the 512 most frequent tokens at most.
     """
-    dataset = RecordDataset(records[:MAX_RECORDS], schema, *tokenizers, -1, max_length=10**9)
+    known: dict[str, list[int]] = {}
     counts: Counter[int] = Counter()
-    lengths: list[Counter[int]] = [Counter() for _ in range(num_columns)]
-    for record in dataset.records:
-        tokens = dataset.token_ids(record)[:-1]
-        counts.update(tokens)
-        begins = [0] + [at + 1 for at, token in enumerate(tokens) if token in separators] + [len(tokens) + 1]
-        for column, (begin, end) in enumerate(zip(begins, begins[1:], strict=False)):
-            lengths[min(column, len(lengths) - 1)][end - begin] += 1
-    share = max(1, MAX_PLACES // num_columns)
+    lengths: list[Counter[int]] = [Counter() for _ in schema.columns[:max_columns]]
+    ambiguous = [0] * len(lengths)
+    records = records[:: max(1, len(records) // MAX_RECORDS)]
+    for record in records:
+        texts = [segment.text for segment in schema.segments(record)]
+        tokens = [known.get(text) or known.setdefault(text, tokenize_segment(tokenizer, text)) for text in texts]
+        counts.update(token for segment in tokens for token in segment)
+        # Fixed and value in turn, fixed at last. A column writes its own, without the token that it began with (BOS
+        # for the first), and what ends it.
+        for column, found in enumerate(lengths):
+            begun = tokens[2 * column] if column == 0 else tokens[2 * column][1:]
+            last = column == len(schema.columns) - 1
+            written = [*begun, *tokens[2 * column + 1], *(tokens[-1] if last else [])]
+            found[len(written) + 1] += 1
+            ambiguous[column] += any(token in separators for token in written)
+    sure = 0
+    while sure < len(lengths) and ambiguous[sure] <= MAX_AMBIGUOUS_SHARE * len(records):
+        sure += 1
+    widths = _within([_quantile(found, 0.999) for found in lengths[:sure]])
+    if not widths:
+        return {}
     return {
-        "draft_places": [min(share, _quantile(found, 0.999)) for found in lengths],
+        "draft_places": widths,
         "draft_token_ids": sorted(token for token, _ in counts.most_common(MAX_TOKENS)),
     }
+
+
+def _within(widths: list[int]) -> list[int]:
+    """Cut the widest until all have no more than ``MAX_PLACES`` together (and at least one each)."""
+    most = max(widths, default=1)
+    while most > 1 and sum(min(width, most) for width in widths) > MAX_PLACES:
+        most -= 1
+    return [min(width, most) for width in widths]
 
 
 def _quantile(counts: Counter[int], share: float) -> int:
@@ -49,4 +75,4 @@ def _quantile(counts: Counter[int], share: float) -> int:
         left -= counts[value]
         if left <= 0:
             return value
-    return max(counts, default=1)
+    return max(counts)

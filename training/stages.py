@@ -19,6 +19,7 @@ from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.data import as_dataframe, read_table
 from difflm.training.encode_latents import estimated_seconds
+from difflm.training.latent_warmup import trains_columns
 from difflm.training.presets import PRESETS, Preset
 from difflm.training.progress import FitProgress, no_file_bars
 from difflm.training.record_dataset import RecordDataset
@@ -107,9 +108,8 @@ def load_model(
             options = {"num_feature_columns": len(schema.feature_columns)} | weight | options
         if settings.column_embeddings and len(schema.columns) > 1:
             options = _column_options(schema, tokenizers[1]) | options
-            if warms_up and options["num_feature_columns"]:
-                columns, separators = options["num_embedded_columns"], options["separator_token_ids"]
-                options = draft_options(records, schema, tokenizers, columns, separators) | options
+            if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
+                options = draft_options(records, schema, tokenizers[1], separators, MAX_EMBEDDED_COLUMNS) | options
         model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -170,9 +170,7 @@ def fit_autoencoder(
         "seed": seed,
         "disable_tqdm": not show_progress,
     }
-    if len(train) < MIN_ROWS_TO_WARM_UP:
-        options["latent_warmup_steps"] = 0
-    elif model.config.num_feature_columns and settings.beta_schedule == "geometric":
+    if trains_columns(model) and settings.beta_schedule == "geometric":
         options |= {"beta": BETA_AFTER_WARM_UP, "beta_minimum": BETA_AFTER_WARM_UP / 10}
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     evaluation = _first_records(held_out, MAX_EVALUATION_RECORDS)

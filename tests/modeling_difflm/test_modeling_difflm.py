@@ -31,6 +31,7 @@ from difflm.modeling_difflm import (
     DiffLMConfig,
     DiffLMModel,
     Posterior,
+    locate,
     multiplies_bf16,
     resolve_source,
 )
@@ -99,6 +100,8 @@ def test_generation_agrees_with_the_training_loss(encoder, family, conditioning)
     """Greedy tokens of `generate` are the argmax of the logits that training scores: same positions, same prefix."""
     torch.manual_seed(0)
     model = build(encoder, DECODERS[family](), **CONDITIONINGS[conditioning]).eval()
+    if model.record_draft is not None:
+        torch.nn.init.normal_(model.record_draft.to_hidden.weight)
     latents = torch.randn(4, 8)
     written = model.generate(latents, max_new_tokens=5, do_sample=False)
     loss = model.reconstruction(latents, written)
@@ -141,14 +144,14 @@ def test_a_columns_embedding_reaches_that_columns_tokens(encoder):
     injection = model.inject(torch.randn(2, 8))
     assert injection.token_bias.shape == (2, 3, 32)
     tokens = torch.tensor([[1, 3, 5, 4, 8, 3], [5, 5, 5, 5, 3, 3]])
-    places, ended = injection.places(tokens)
-    assert places.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 2, 2, 2, 2]]
+    columns, since, ended = locate(tokens, injection.separator_ids)
+    assert columns.tolist() == [[0, 0, 1, 1, 2, 2], [1, 2, 3, 4, 4, 4]]
+    assert since.tolist() == [[0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 1, 2]]
     assert ended.tolist() == [[2, 2], [4, 3]]
-    bias = injection.at(injection.token_bias, places)
     expected = [injection.token_bias[0, [0, 0, 1, 1, 2, 2]], injection.token_bias[1, [1, 2, 2, 2, 2, 2]]]
-    assert torch.equal(bias, torch.stack(expected))
+    assert torch.equal(injection.bias(columns), torch.stack(expected))
     # About as large as an embedding, so that the frozen decoder neither ignores it nor sees nothing else.
-    ratio = float(injection.token_bias.std()) / model.config.embedding_std
+    ratio = float(injection.token_bias.detach().std()) / model.config.embedding_std
     assert 0.3 < ratio < 3
 
 
@@ -157,32 +160,47 @@ def test_a_draft_has_places_within_columns(encoder):
     model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
     latents = torch.randn(2, 8)
     injection = model.inject(latents)
-    assert injection.token_bias.shape == (2, 6, 32)
+    assert injection.draft.shape == (2, 6, 32)
     tokens = torch.tensor([[1, 3, 4, 4, 5, 4, 8, 3, 9, 9, 9], [5, 5, 3, 3, 3, 3, 5, 5, 3, 3, 3]])
-    expected = [[0, 1, 1, 1, 2, 2, 3, 4, 5, 5, 5], [2, 3, 4, 5, 5, 5, 3, 3, 4, 5, 5]]
-    assert injection.places(tokens)[0].tolist() == expected
+    # -1: beyond the places of the column, or beyond the columns.
+    expected = [[0, 1, -1, -1, 2, -1, 3, 4, 5, -1, -1], [2, 3, 4, 5, *[-1] * 7]]
+    places = model.record_draft.places(*locate(tokens, injection.separator_ids)[:2])
+    assert places.tolist() == expected
     # In parts, as they are fed: the same.
     ended, found = None, []
     for part in tokens.split([1, 3, 2, 5], dim=1):
-        places, ended = injection.places(part, ended)
-        found.append(places)
+        columns, since, ended = locate(part, injection.separator_ids, ended)
+        found.append(model.record_draft.places(columns, since))
     assert torch.cat(found, dim=1).tolist() == expected
-    assert torch.equal(injection.token_bias, model.column_embeddings(latents)[:, [0, 0, 1, 2, 2, 2]])
-    assert torch.equal(injection.hidden_bias, torch.zeros(2, 6, 32))  # an untrained draft says nothing
+
+    rows = torch.arange(2)[:, None]
+    assert not injection.hidden_bias(rows, places).any()  # an untrained draft says nothing
+    torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+    bias = injection.hidden_bias(rows, places)
+    assert torch.equal(bias.any(-1), places >= 0)
+    torch.testing.assert_close(bias[1, 2], model.record_draft.to_hidden(injection.draft[1, 4]))
 
 
-def test_the_drafts_loss_is_of_the_tokens_it_knows(encoder):
+def test_the_drafts_loss_is_of_the_tokens_at_its_places(encoder):
     torch.manual_seed(0)
     model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
     torch.nn.init.normal_(model.record_draft.to_hidden.weight)
-    latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 1], [20, 5, 5, 3, -100, -100]])
+    latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 2], [20, 5, 5, 3, -100, -100]])
     loss = model.column_loss(latents, torch.zeros(2, 0), labels)
-    head = model.decoder.get_output_embeddings().weight[DRAFT["draft_token_ids"]]
-    nats = -(model.record_draft(latents) @ head.T).log_softmax(-1)
-    # (place, token's number); 7 and 1 are no tokens of the draft.
-    known = [[(0, 0), (1, 1), (1, 2), (2, 3)], [(0, 4), (2, 2), (3, 2), (3, 0)]]
+    assert model.record_draft.token_ids.tolist() == [2, 3, 4, 5, 8, 20]  # with the end of the record
+    head = model.decoder.get_output_embeddings().weight[[2, 3, 4, 5, 8, 20]]
+    hidden = model.record_draft.to_hidden(model.record_draft(latents))
+    nats = -torch.nn.functional.pad(hidden @ head.T, (0, 1)).log_softmax(-1)
+    # (place, token's number); all that are no tokens of the draft, here 7, are one more.
+    known = [[(0, 1), (1, 2), (2, 6), (3, 0)], [(0, 5), (2, 3), (3, 3)]]
     expected = [sum(nats[row, place, token] for place, token in found) for row, found in enumerate(known)]
     torch.testing.assert_close(loss, torch.stack(expected))
+
+
+@pytest.mark.parametrize("missing", ["draft_token_ids", "separator_token_ids"])
+def test_a_draft_that_is_told_too_little_is_refused(encoder, missing):
+    with pytest.raises(ValueError, match=missing):
+        build(encoder, DECODERS["mistral_grouped"](), **DRAFT | {missing: None})
 
 
 def test_latent_reaches_the_loss_by_each_injection(encoder):
@@ -193,12 +211,14 @@ def test_latent_reaches_the_loss_by_each_injection(encoder):
         assert not torch.allclose(one, other)
 
 
-@pytest.mark.parametrize("injection", INJECTIONS)
-def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, injection):
+@pytest.mark.parametrize("conditioning", ["kv_memory", "soft_prompt", "embedding", "kv_memory+draft"])
+def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, conditioning):
     torch.manual_seed(0)
     decoder = DECODERS["llama_tied"]()
     decoder.save_pretrained(tmp_path / "decoder")
-    model = build(encoder, str(tmp_path / "decoder"), injection=injection, decoder_dtype="float32").eval()
+    model = build(encoder, str(tmp_path / "decoder"), decoder_dtype="float32", **CONDITIONINGS[conditioning]).eval()
+    if model.record_draft is not None:
+        torch.nn.init.normal_(model.record_draft.to_hidden.weight)
     model.save_pretrained(tmp_path / "saved")
     with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
         names = set(file.keys())

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-from difflm.modeling_difflm import Injection, bias_tokens
+from difflm.modeling_difflm import DiffLMConfig, Injection, RecordDraft, bias_tokens
 from difflm.pipelines.decoding import RecordConstraint, ValueSpec
 from difflm.pipelines.fast_decoding import UnsupportedDecoderError, _split, decode_rows, supports
 from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom, choose_tokens
@@ -97,8 +97,17 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
     if kind == "columns":
         return Injection(prefix_embeds=noise(rows, 5, 32), token_bias=noise(rows, 3, 32))
     if kind == "draft":
-        biases = {"token_bias": noise(rows, 8, 32), "hidden_bias": noise(rows, 8, 32)}
-        return Injection(**biases, column_places=torch.tensor([2, 1, 5]))
+        config = DiffLMConfig(
+            decoder_hidden_size=32, draft_places=[2, 1, 5], draft_token_ids=[5], separator_token_ids=[5], draft_size=4
+        )
+        module = RecordDraft(config)
+        module.to_hidden.weight.data = noise(32, 4)
+        return Injection(
+            prefix_embeds=noise(rows, 5, 32),
+            token_bias=noise(rows, 3, 32),
+            draft=noise(rows, 8, 4),
+            draft_module=module,
+        )
     return Injection(token_bias=noise(rows, 1, 32))
 
 

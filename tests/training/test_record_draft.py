@@ -4,29 +4,54 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 
+from difflm.modeling_difflm import DiffLMConfig, RecordDraft, locate
 from difflm.pipelines.records import RecordSchema
 from difflm.training import record_draft
 from difflm.training.record_draft import draft_options
 
 
 @pytest.fixture
-def options(encoder_tokenizer, decoder_tokenizer):
-    def find(table: pd.DataFrame, num_columns: int | None = None) -> dict:
-        schema = RecordSchema.infer(table, record_format="values")
-        tokenizers = (encoder_tokenizer, decoder_tokenizer)
+def options(decoder_tokenizer):
+    def find(table: pd.DataFrame, max_columns: int = 128, record_format: str = "values") -> dict:
+        schema = RecordSchema.infer(table, record_format=record_format, text_columns=[*{"note"} & {*table}])
         comma = decoder_tokenizer.encode(",", add_special_tokens=False)
-        columns = num_columns or len(table.columns)
-        return draft_options(schema.to_records(table), schema, tokenizers, columns, comma)
+        return draft_options(schema.to_records(table), schema, decoder_tokenizer, comma, max_columns)
 
     return find
 
 
 def test_each_column_has_places_for_its_values_and_what_ends_them(options, decoder_tokenizer):
-    found = options(pd.DataFrame({"a": range(100), "b": [7, 8] * 50, "c": range(1000, 1100)}))
+    table = pd.DataFrame({"a": range(100), "b": [7, 8] * 50, "c": range(1000, 1100)})
+    found = options(table)
     # The test's tokens are bytes: two digits and a comma, one and a comma, four and the record's end.
     assert found["draft_places"] == [3, 2, 5]
     assert found["draft_token_ids"] == sorted(decoder_tokenizer.encode("0123456789,", add_special_tokens=False))
+    # Keys are written too: `{"a": 10,`, then ` "b": 7,` and ` "c": 1000}`.
+    assert options(table, record_format="json")["draft_places"] == [9, 8, 12]
+
+
+def test_places_are_where_the_tokens_are(options, decoder_tokenizer):
+    table = pd.DataFrame({"a": range(100, 200), "b": [7, 8] * 50, "c": range(1000, 1100)})
+    schema = RecordSchema.infer(table, record_format="json")
+    comma = torch.tensor(decoder_tokenizer.encode(",", add_special_tokens=False))
+    config = DiffLMConfig(
+        decoder_hidden_size=8, separator_token_ids=comma.tolist(), **options(table, record_format="json")
+    )
+    text = schema.serialize(schema.to_records(table)[0])
+    fed = torch.tensor([[0, *decoder_tokenizer.encode(text, add_special_tokens=False)]])
+    columns, since, _ = locate(fed, comma)
+    assert RecordDraft(config).places(columns, since).tolist() == [list(range(fed.shape[1]))]
+
+
+def test_columns_behind_one_with_separators_in_its_values_have_no_places(options):
+    notes = ["a, b", "c", "d, e, f", "g"] * 25
+    assert options(pd.DataFrame({"a": [10, 20] * 50, "note": notes, "b": [7, 8] * 50}))["draft_places"] == [3]
+    assert options(pd.DataFrame({"note": notes, "b": [7, 8] * 50})) == {}
+    notes = ["a, b", *["c"] * 999]  # one in a thousand moves its own record's alone
+    found = options(pd.DataFrame({"note": notes, "b": [7, 8] * 500}))
+    assert found["draft_places"] == [4, 2]
 
 
 def test_a_rare_long_value_has_no_places_of_its_own(options):
@@ -35,13 +60,16 @@ def test_a_rare_long_value_has_no_places_of_its_own(options):
 
 
 def test_places_and_tokens_are_bounded(options, monkeypatch):
-    monkeypatch.setattr(record_draft, "MAX_PLACES", 7)
+    monkeypatch.setattr(record_draft, "MAX_PLACES", 8)
     monkeypatch.setattr(record_draft, "MAX_TOKENS", 2)
-    found = options(pd.DataFrame({"a": range(1000, 1100), "b": range(100), "c": [5] * 100}))
-    assert found["draft_places"] == [2, 2, 2]
-    assert len(found["draft_token_ids"]) == 2
+    table = pd.DataFrame({"a": range(1000, 1100), "b": range(100), "c": [5] * 100})
+    assert options(table)["draft_places"] == [3, 3, 2]  # the widest are cut
+    assert len(options(table)["draft_token_ids"]) == 2
+    assert options(table, 2)["draft_places"] == [5, 3]
+    monkeypatch.setattr(record_draft, "MAX_PLACES", 2)
+    assert options(table)["draft_places"] == [1, 1, 1]
 
 
-def test_further_columns_share_the_last_ones_places(options):
-    table = pd.DataFrame({"a": [1, 2] * 50, "b": range(100, 200), "c": range(10000, 10100)})
-    assert options(table, 2)["draft_places"] == [2, 6]
+def test_rows_are_taken_from_the_whole_table(options, monkeypatch):
+    monkeypatch.setattr(record_draft, "MAX_RECORDS", 10)
+    assert options(pd.DataFrame({"a": range(1000), "b": range(1000)}))["draft_places"] == [4, 4]
