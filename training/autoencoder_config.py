@@ -46,8 +46,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
         Wall-clock budget; the learning rate's schedule then follows whichever of steps and time is nearer its end.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the posterior head and injector."})
-    encoder_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the encoder."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the new parts."})
+    encoder_learning_rate: float = field(default=2e-4, metadata={"help": "Of the encoder and of what is warmed up."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Records per step."})
     per_device_eval_batch_size: int = field(default=16, metadata={"help": "Records per evaluation step."})
     num_train_epochs: float = field(default=20.0, metadata={"help": "Passes over the training records."})

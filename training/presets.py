@@ -21,7 +21,8 @@ class Preset:
     record_format : {"values", "json"}
     column_features, column_embeddings : bool
         Whether the posterior reads the columns' values beside the text, and the decoder a hint of each column beside
-        the memory (see [`ColumnFeatures`], [`ColumnEmbeddings`]). The paper's do not.
+        the memory (see [`ColumnFeatures`], [`ColumnEmbeddings`]). The paper's do not. With both, tables of 2,000
+        training rows or more get a [`RecordDraft`] too (but with ``model={"draft_places": None}``).
     epochs : float
         Most passes over the table.
     max_minutes : float, optional

@@ -33,8 +33,8 @@ MAX_EMBEDDED_COLUMNS = 128
 # On few rows the precise latents that a warm-up leaves are learnt by heart: of 310 penguins, the denoiser's validation
 # loss rose from 0.98 to 1.50. Such a table is passed over often enough without.
 MIN_ROWS_TO_WARM_UP = 2000
-# What the decoder does not read yet the KL makes the latents unlearn: at 0.005 from 160 to 37 nats in 36 steps where
-# no column loss kept them.
+# As high as the column loss, which keeps the latents, allows; without it, what the decoder does not read yet was
+# unlearnt at 0.005 already (from 160 to 37 nats in 36 steps).
 BETA_AFTER_WARM_UP = 0.05
 
 
