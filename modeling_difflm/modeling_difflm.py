@@ -290,11 +290,12 @@ class Injection:
         columns = columns.to(bias.device).clamp(max=bias.shape[1] - 1)
         return bias.gather(1, columns[..., None].expand(-1, -1, bias.shape[2]))
 
-    def hidden_bias(self, rows: Tensor, places: Tensor) -> Tensor:
-        """What is added to the last hidden states of tokens at these places of these rows, ``[..., hidden]``."""
+    def hidden_bias(self, places: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What is added to the last hidden states at these places (of these rows, else of all), ``[..., hidden]``."""
         draft, module = cast(Tensor, self.draft), cast(RecordDraft, self.draft_module)
-        rows, places = rows.to(draft.device), places.to(draft.device)
-        return module.to_hidden(draft[rows, places.clamp(min=0)]).masked_fill((places < 0)[..., None], 0.0)
+        places, rows = places.to(draft.device), torch.arange(len(draft))[:, None] if rows is None else rows
+        hidden = module.to_hidden(draft[rows.to(draft.device), places.clamp(min=0)])
+        return hidden.masked_fill((places < 0)[..., None], 0.0)
 
 
 def locate(
@@ -897,8 +898,7 @@ class DiffLMModel(PreTrainedModel):
         if injection.token_bias is not None:
             inputs_embeds = inputs_embeds + injection.bias(columns)
         if injection.draft_module is not None:
-            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-            hidden_bias = injection.hidden_bias(rows, injection.draft_module.places(columns, since))
+            hidden_bias = injection.hidden_bias(injection.draft_module.places(columns, since))
         if injection.prefix_embeds is not None:
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
@@ -1046,8 +1046,7 @@ def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None
 
     def add_last(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         places = cast(RecordDraft, injection.draft_module).places(columns[:, -1:], since[:, -1:])
-        rows = torch.arange(len(places), device=places.device)[:, None]
-        return (args[0][:, -1:] + injection.hidden_bias(rows, places).to(args[0]),)
+        return (args[0][:, -1:] + injection.hidden_bias(places).to(args[0]),)
 
     embeddings: Any = decoder.get_input_embeddings()
     head: Any = decoder.get_output_embeddings()

@@ -481,7 +481,7 @@ def decode_rows(
                     token_bias = bias[of_rows, columns.clamp(max=bias.shape[1] - 1)]
                 if injection.draft_module is not None:
                     of_rows, at, since = packed.tensor([(row.index, row.column, row.since) for row in active]).T
-                    hidden_bias = injection.hidden_bias(of_rows, injection.draft_module.places(at, since))
+                    hidden_bias = injection.hidden_bias(injection.draft_module.places(at, since), of_rows)
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],

@@ -174,9 +174,9 @@ def test_a_draft_has_places_within_columns(encoder):
     assert torch.cat(found, dim=1).tolist() == expected
 
     rows = torch.arange(2)[:, None]
-    assert not injection.hidden_bias(rows, places).any()  # an untrained draft says nothing
+    assert not injection.hidden_bias(places, rows).any()  # an untrained draft says nothing
     torch.nn.init.normal_(model.record_draft.to_hidden.weight)
-    bias = injection.hidden_bias(rows, places)
+    bias = injection.hidden_bias(places, rows)
     assert torch.equal(bias.any(-1), places >= 0)
     torch.testing.assert_close(bias[1, 2], model.record_draft.to_hidden(injection.draft[1, 4]))
 
