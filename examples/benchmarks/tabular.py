@@ -1,15 +1,18 @@
 """Fit, sample and judge generators on the five tables of the paper; one JSON per (dataset, method, seed).
 
     python examples/benchmarks/tabular.py --dataset adult --data-dir DATA --methods real,independent,difflm
+    python examples/benchmarks/tabular.py --dataset adult --data-dir DATA --methods great --judge    # its kept rows
     python examples/benchmarks/tabular.py --render            # results/README.md, from the JSONs alone
     python examples/benchmarks/tabular.py --render --check    # fails if the committed table differs
 
 DATA holds <dataset>/{train,validation,test}.csv and spec.json. Instead, --hub-dataset USER/NAME takes the splits of
-these names from a dataset on the Hub, with a --spec file.
+these names from a dataset on the Hub, with a --spec file. Rows that took more than five minutes to make are kept
+beside the JSONs (results/rows), so that anybody can measure them again without the fit.
 """
 
 import argparse
 import json
+import math
 import platform
 import resource
 import sys
@@ -21,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 from tabular_difflm import PRIORS, sample_difflm
-from tabular_quantity import add_quantity
+from tabular_quantity import quantity
 from tabular_table import DATASETS, render
 
 from difflm.cli_files import write_atomically
@@ -34,6 +37,8 @@ from difflm.training.evaluation.tables import EvaluationError, TableSpec
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SPLITS = ("train", "validation", "test")
+# Rows that took longer to make are kept.
+KEPT_SECONDS = 300
 PACKAGES = (
     "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
     "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
@@ -71,11 +76,6 @@ def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.Data
     return tables, spec
 
 
-def rows_wanted(arguments: argparse.Namespace, tables: dict[str, pd.DataFrame]) -> int:
-    """How many rows to sample: those to judge, and as many again for the experiment on quantity."""
-    return (arguments.rows or len(tables["train"])) * (2 if arguments.quantity else 1)
-
-
 def run_baseline(
     model: Baseline, train: pd.DataFrame, spec: TableSpec, seed: int, count: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -100,41 +100,59 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         train = train.sample(arguments.train_rows, random_state=seed).reset_index(drop=True)
     entry: dict[str, Any] = {"dataset": dataset, "method": method, "seed": seed, "train_rows": len(train)}
     entry |= {"budget_minutes": arguments.budget_minutes, "sample_minutes": arguments.sample_minutes}
+    entry |= environment()
     model: Baseline | None = None
+
+    def sampled(count: int, minutes: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+        given = (tables | {"train": train}, count, keep, seed, arguments.preset, arguments.budget_minutes, minutes)
+        return sample_difflm(method, *given)
+
     try:
+        count = arguments.rows or len(tables["train"])
         if method in PRIORS:
             keep = Path(arguments.fit_dir or tempfile.mkdtemp(prefix="difflm-")) / f"{dataset}-{seed}"
-            tables_given = tables | {"train": train}
-            rows, details = sample_difflm(
-                method,
-                tables_given,
-                rows_wanted(arguments, tables),
-                keep,
-                seed,
-                arguments.preset,
-                arguments.budget_minutes,
-                arguments.sample_minutes,
-            )
+            rows, details = sampled(count, arguments.sample_minutes)
         else:
             model = baselines()[method](arguments.budget_minutes, sample_minutes=arguments.sample_minutes)
-            rows, details = run_baseline(model, train, spec, seed, rows_wanted(arguments, tables))
-            if arguments.fit_dir:  # so that they can be judged again
-                folder = Path(arguments.fit_dir)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / f"{dataset}-{method}-{seed}.parquet", rows.to_parquet)
+            rows, details = run_baseline(model, train, spec, seed, count)
     except (BaselineUnavailableError, EvaluationError) as error:
         # How far it came: a model that wrote no record was fitted all the same.
         return entry | {"not_run": str(error), "fit": model.details if model else {}}
-    first = rows.head(len(rows) // 2) if arguments.quantity else rows
-    entry["sampled_rows"] = len(first)
-    result = judge(arguments, tables, first, spec, seed, method)
-    if arguments.quantity:
-        add_quantity(result, tables, rows, spec, arguments.seeds)
-    entry |= result.to_dict() | {"fit": details}
-    del entry["pairs"]
+    if details["fit_seconds"] + details["sample_seconds"] > KEPT_SECONDS:
+        path = kept_rows(arguments.results, dataset, method, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
+    entry |= {"sampled_rows": len(rows), "fit": details}
+    entry |= judge(arguments, tables, rows, spec, seed, method)
     if "validity_rate" in details:
         entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
+    if arguments.quantity:
+        amount = 2 * (arguments.quantity_rows or len(train))
+        if model is None:  # beyond the minutes that all methods have
+            rows = sampled(amount, math.inf)[0]
+        else:
+            model.sample_minutes = math.inf
+            rows = model.sample(amount)
+        entry["quantity"] = quantity(tables, rows, spec, arguments.seeds)
     return entry
+
+
+def kept_rows(results: Path, dataset: str, method: str, seed: int) -> Path:
+    """Where rows are kept."""
+    return results / "rows" / f"{dataset}-{method}-{seed}.parquet"
+
+
+def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: int) -> dict[str, Any]:
+    """Measure the kept rows of an entry anew; what it says of its fit and of the machine stays."""
+    path = kept_rows(arguments.results, dataset, method, seed)
+    if not path.is_file():
+        raise SystemExit(f"no rows of {method} on {dataset} are kept ({path}): run it without --judge")
+    entry = json.loads((arguments.results / f"{dataset}-{method}-{seed}.json").read_text(encoding="utf-8"))
+    tables, spec = load(arguments, dataset)
+    kept = {name: entry["figures"][name] for name in ("validity_rate",) if name in entry["figures"]}
+    entry |= judge(arguments, tables, pd.read_parquet(path), spec, seed, method)
+    entry["figures"] |= kept
+    return entry | {"judged_with": environment()["versions"]}
 
 
 def judge(
@@ -144,7 +162,7 @@ def judge(
     spec: TableSpec,
     seed: int,
     method: str,
-) -> Evaluation:
+) -> dict[str, Any]:
     """Evaluate sampled rows against the whole training split."""
     if method == "real":
         # A table beside itself is no measurement: what remains is what a learner makes of it.
@@ -156,7 +174,7 @@ def judge(
         result.add("mle", *found.scores)
         result.add("copy_rate", copies(train, test, spec).copy_rate)
         result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
-        return result
+        return _without_pairs(result)
     result = evaluate_tables(
         tables["train"],
         rows,
@@ -168,7 +186,11 @@ def judge(
         attacks=arguments.attacks,
         progress=lambda step: print(f"  {step}", flush=True),
     )
-    return result
+    return _without_pairs(result)
+
+
+def _without_pairs(result: Evaluation) -> dict[str, Any]:
+    return {name: value for name, value in result.to_dict().items() if name != "pairs"}
 
 
 def environment() -> dict[str, Any]:
@@ -199,14 +221,14 @@ def main() -> int:
     parser.add_argument("--sample-minutes", type=float, default=20.0, help="of a language model (default: 20)")
     parser.add_argument("--train-rows", type=int, help="fit on a subsample of so many rows (default: all)")
     parser.add_argument("--rows", type=int, help="rows to sample (default: as many as the training split)")
-    parser.add_argument("--quantity", action="store_true", help="sample twice the rows; learn from 1x, 2x, real + 1x")
+    parser.add_argument("--quantity", action="store_true", help="also learn from 1x, 2x, real + 1x synthetic rows")
+    parser.add_argument("--quantity-rows", type=int, help="rows in 1x (default: as many as the training split)")
     parser.add_argument("--seed", type=int, default=0, help="of fitting and sampling (default: 0)")
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
     parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")
     parser.add_argument("--preset", default="small", help="of DiffLM (default: small)")
-    parser.add_argument(
-        "--fit-dir", metavar="DIR", help="keep every method's rows and DiffLM's fits here; the fits are used again"
-    )
+    parser.add_argument("--fit-dir", metavar="DIR", help="keep DiffLM's fits here, to be used again")
+    parser.add_argument("--judge", action="store_true", help="fit nothing: measure the rows kept in results/rows anew")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSONs")
     parser.add_argument("--render", action="store_true", help="write README.md from the JSONs; nothing is run")
     parser.add_argument("--check", action="store_true", help="with --render: only compare")
@@ -228,11 +250,13 @@ def main() -> int:
         for method in methods:
             print(f"{dataset}, {method}", flush=True)
             started = time.monotonic()
-            entry = run_one(arguments, dataset, method, arguments.seed)
-            entry["seconds"] = round(time.monotonic() - started, 1)
-            # The highest of the whole process: run one method at a time to know its own.
-            entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            entry |= environment()
+            if arguments.judge:
+                entry = judge_again(arguments, dataset, method, arguments.seed)
+            else:
+                entry = run_one(arguments, dataset, method, arguments.seed)
+                entry["seconds"] = round(time.monotonic() - started, 1)
+                # The highest of the whole process: run one method at a time to know its own.
+                entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
             path = arguments.results / f"{dataset}-{method}-{arguments.seed}.json"
             text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
             arguments.results.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def sample_difflm(
     details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
     details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds") if name in log}
     details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
-    # Row i depends on the seed and i alone: rows sampled before, say of a run without --quantity, are the first.
+    # Row i depends on the seed and i alone: rows sampled before are the first.
     parts, sampled = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
     known = [
         path

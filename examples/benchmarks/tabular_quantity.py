@@ -10,38 +10,32 @@ from difflm.training.evaluation.tables import TableSpec
 
 
 # Name in the JSON to heading.
-AMOUNTS = {"mle_real": "real rows", "mle": "1x synthetic", "mle_2x": "2x synthetic", "mle_with_real": "real + 1x"}
+AMOUNTS = {"real": "real rows", "1x": "1x synthetic", "2x": "2x synthetic", "real_and_1x": "real + 1x"}
 
 
-def add_quantity(
-    result: Evaluation, tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpec, seeds: int
-) -> None:
-    """Add the efficiency of the real rows, of all synthetic rows, and of the real with half of the synthetic ones.
+def quantity(tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpec, seeds: int) -> dict[str, Any]:
+    """Measure the efficiency of the real rows, of half and of all synthetic ones, and of the real with that half.
 
     Parameters
     ----------
-    result
-        Holds "mle", measured on the first half of ``rows``.
     tables
         "train", "validation" and "test" rows.
     rows
-        Synthetic rows.
+        Synthetic rows, twice 1x.
     spec
         What the columns are.
     seeds
         Repetitions of the learner.
     """
-    train = tables["train"]
-    amounts = {
-        "mle_real": train,
-        "mle_2x": rows,
-        "mle_with_real": pd.concat([train, rows.head(len(rows) // 2)], ignore_index=True),
-    }
+    train, half = tables["train"], rows.head(len(rows) // 2)
+    amounts = {"real": train, "1x": half, "2x": rows, "real_and_1x": pd.concat([train, half], ignore_index=True)}
+    result = Evaluation()
     for name, learnt in amounts.items():
         found = machine_learning_efficiency(
             train, learnt, tables["test"], spec, validation=tables["validation"], seeds=seeds
         )
         result.add(name, *found.scores)
+    return {"rows": len(half), "figures": result.to_dict()["figures"]}
 
 
 def _cell(figure: dict[str, Any]) -> str:
@@ -52,10 +46,9 @@ def quantity_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[
     """Render the entries that hold these figures."""
     rows = []
     for (dataset, method), runs in groups.items():
-        measured = [run for run in runs if "mle_2x" in run.get("figures", {})]
-        for run in measured:
-            cells = [_cell(run["figures"][name]) for name in AMOUNTS]
-            rows.append(f"| {dataset} | {method} | {run['sampled_rows']:,} | {' | '.join(cells)} |")
+        for found in (run["quantity"] for run in runs if "quantity" in run):
+            cells = [_cell(found["figures"][name]) for name in AMOUNTS]
+            rows.append(f"| {dataset} | {method} | {found['rows']:,} | {' | '.join(cells)} |")
     if not rows:
         return []
     headings = ["table", "method", "rows in 1x", *AMOUNTS.values()]
