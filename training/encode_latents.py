@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
@@ -10,6 +12,20 @@ from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior, multiplies_bf16
 from difflm.training.record_dataset import RecordCollator, RecordDataset
+
+
+@contextlib.contextmanager
+def _encoding(model: DiffLMModel) -> Iterator[None]:
+    """While open, the model encodes: without dropout or gradients, and as precisely as in training."""
+    was_training = model.training
+    model.eval()
+    model.encoder_autocast = multiplies_bf16(model.device)  # rounding is far below the posterior's own width
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.encoder_autocast = False
+        model.train(was_training)
 
 
 def estimated_seconds(
@@ -21,15 +37,14 @@ def estimated_seconds(
     batch = RecordCollator(encoder_pad_token_id)([dataset[row] for row in order[first : first + batch_size]])
     batch = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
     seconds = 0.0
-    for _ in range(2):  # the first is slower
-        started = time.monotonic()
-        with torch.no_grad():
+    with _encoding(model):
+        for _ in range(2):  # the first is slower
+            started = time.monotonic()
             model.encode(**batch)
-        seconds = time.monotonic() - started
+            seconds = time.monotonic() - started
     return seconds * len(dataset) / len(batch["input_ids"])
 
 
-@torch.no_grad()
 def encode_latents(
     model: DiffLMModel,
     dataset: RecordDataset,
@@ -45,20 +60,15 @@ def encode_latents(
     Posterior
         ``mean`` and ``log_variance``, ``[records, latent_size]`` each.
     """
-    was_training = model.training
-    model.eval()
-    # As precise as in training: rounding is far below the posterior's own width.
-    model.encoder_autocast = multiplies_bf16(model.device)
     # Records of like length together, so that little of a batch is padding.
     order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
     loader = DataLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=RecordCollator(encoder_pad_token_id))
     means, log_variances = [], []
-    for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
-        means.append(posterior.mean.float().cpu())
-        log_variances.append(posterior.log_variance.float().cpu())
-    model.encoder_autocast = False
-    model.train(was_training)
+    with _encoding(model):
+        for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
+            batch = {name: values.to(model.device) for name, values in batch.items()}
+            posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
+            means.append(posterior.mean.float().cpu())
+            log_variances.append(posterior.log_variance.float().cpu())
     back = torch.tensor(order).argsort()
     return Posterior(torch.cat(means)[back], torch.cat(log_variances)[back])

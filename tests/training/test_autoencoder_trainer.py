@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
-from difflm.modeling_difflm import DiffLMModel
+from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.records import RecordSchema
 from difflm.training import autoencoder_trainer
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
-from difflm.training.encode_latents import encode_latents
+from difflm.training.encode_latents import encode_latents, estimated_seconds
 from difflm.training.latent_warmup import WARMED_UP
 from difflm.training.record_dataset import RecordDataset
 
@@ -116,6 +116,21 @@ def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):
             values = dataset[row].get("feature_values")
             alone = model.encode(tokens, torch.ones_like(tokens), None if values is None else torch.tensor([values]))
             torch.testing.assert_close(posterior.mean[row : row + 1], alone.mean, atol=1e-2, rtol=0)
+
+
+def test_encoding_is_timed_as_it_is_done(model_folders, dataset, tmp_path, monkeypatch):
+    model = trainer(model_folders, dataset, tmp_path).model.train()
+    encode, found = model.encode, []
+
+    def noted(*args, **kwargs):
+        found.append((model.training, torch.is_grad_enabled(), model.encoder_autocast))
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(model, "encode", noted)
+    assert estimated_seconds(model, dataset) > 0
+    encode_latents(model, dataset, show_progress=False)
+    assert len(found) > 2 and set(found) == {(False, False, multiplies_bf16(model.device))}
+    assert model.training and not model.encoder_autocast
 
 
 def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, dataset, tmp_path):
