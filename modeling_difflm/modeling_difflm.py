@@ -338,41 +338,6 @@ class DiffLMOutput(ModelOutput):
     record_losses: Tensor | None = None
 
 
-@dataclass
-class CandidateTokens:
-    """Tokens that stand for a decoder's whole vocabulary in a softmax (sampled softmax, arXiv 1412.2007).
-
-    Every token that may be a label, and a random sample of the others, each counted as often as it stands for. With a
-    table's few hundred tokens, logits over the vocabulary are most of a step's memory and a third of its time.
-
-    Attributes
-    ----------
-    ids : Tensor
-        ``[candidates]``, tokens; the ``num_known`` possible labels come first, in ascending order.
-    log_weights : Tensor
-        ``[candidates]``, log of the number of tokens each one stands for.
-    num_known : int
-    """
-
-    ids: Tensor
-    log_weights: Tensor
-    num_known: int
-
-    def places(self, labels: Tensor) -> Tensor:
-        """Index of each label among the candidates.
-
-        Raises
-        ------
-        ValueError
-            If a label is no known token.
-        """
-        known = self.ids[: self.num_known].to(labels.device)
-        found = torch.searchsorted(known, labels).clamp(max=self.num_known - 1)
-        if not torch.equal(known[found], labels):
-            raise ValueError("A label is none of the known tokens.")
-        return found
-
-
 class AttentionPooling(nn.Module):
     """Learned queries attend over the encoder's outputs: ``[B, T, hidden]`` -> ``[B, queries * hidden]``."""
 
@@ -878,7 +843,7 @@ class DiffLMModel(PreTrainedModel):
             cache.update(key, value, layer)
         return cache
 
-    def reconstruction(self, latents: Tensor, labels: Tensor, candidates: CandidateTokens | None = None) -> Tensor:
+    def reconstruction(self, latents: Tensor, labels: Tensor, candidates: Any = None) -> Tensor:
         """Nats of each record given its latent, ``[batch]``.
 
         Parameters
@@ -887,7 +852,7 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, latent_size]``.
         labels : Tensor
             ``[batch, tokens]``: the decoder's tokens after BOS, EOS last, -100 for right padding.
-        candidates : CandidateTokens, optional
+        candidates : CandidateTokens of difflm.training, optional
             Estimate the softmax's normaliser from these tokens instead of the whole vocabulary.
         """
         injection = self.inject(latents)
@@ -903,7 +868,8 @@ class DiffLMModel(PreTrainedModel):
             inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
         cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
-        with candidate_head(self._decoder, candidates), bias_hidden(self._decoder, hidden_bias):
+        narrowed = contextlib.nullcontext() if candidates is None else candidates.narrowed(self._decoder)
+        with narrowed, bias_hidden(self._decoder, hidden_bias):
             logits = self._decoder(
                 inputs_embeds=inputs_embeds,
                 past_key_values=cache,
@@ -925,7 +891,7 @@ class DiffLMModel(PreTrainedModel):
         feature_values: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
-        candidates: CandidateTokens | None = None,
+        candidates: Any = None,
         return_loss: bool = True,
     ) -> DiffLMOutput:
         """One ELBO step: encode, reparameterise, reconstruct (paper equation 2 with beta).
@@ -942,7 +908,7 @@ class DiffLMModel(PreTrainedModel):
             Weight of the KL.
         generator : torch.Generator, optional
             For eps; in eval mode the posterior's mean is used instead of a sample.
-        candidates : CandidateTokens, optional
+        candidates : optional
             See [`~DiffLMModel.reconstruction`].
         """
         posterior = self.encode(input_ids, attention_mask, feature_values)
@@ -1072,25 +1038,6 @@ def bias_hidden(decoder: PreTrainedModel, bias: Tensor | None) -> Iterator[None]
         yield
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def candidate_head(decoder: PreTrainedModel, candidates: CandidateTokens | None) -> Iterator[None]:
-    """While open, the decoder's logits are those of the candidates alone, ``[..., candidates]``."""
-    if candidates is None:
-        yield
-        return
-    head: Any = decoder.get_output_embeddings()
-    rows = candidates.ids.to(head.weight.device)
-    smaller = nn.Linear(1, 1, bias=head.bias is not None, device="meta")
-    smaller.weight = nn.Parameter(head.weight[rows], requires_grad=False)
-    if head.bias is not None:
-        smaller.bias = nn.Parameter(head.bias[rows], requires_grad=False)
-    decoder.set_output_embeddings(smaller)
-    try:
-        yield
-    finally:
-        decoder.set_output_embeddings(head)
 
 
 def _embedding_weight(model: PreTrainedModel) -> Tensor:

@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ExportableState, PrinterCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from difflm.modeling_difflm import CandidateTokens, DiffLMModel, multiplies_bf16
+from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
-from difflm.training.candidate_tokens import draw_candidates, has_plain_head
+from difflm.training.candidate_tokens import CandidateTokens, draw_candidates, has_plain_head
 from difflm.training.latent_warmup import WARMED_UP, trains_columns, warm_up_latents
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
