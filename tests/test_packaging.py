@@ -25,7 +25,7 @@ EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "exampl
 COMMAND = {"__main__.py", "cli.py", "cli_evaluate.py", "cli_hub.py", "__init__.py"}
 MAX_LINES = 550
 # A published file runs without difflm and without its neighbours: what it needs cannot be moved to another file.
-MAX_LINES_PUBLISHED = 1250
+MAX_LINES_PUBLISHED = 1200
 RANK = {"modeling_difflm": 0, "pipelines": 1, "training": 2, "hub_cards": 3}
 
 
