@@ -290,10 +290,11 @@ class Injection:
         columns = columns.to(bias.device).clamp(max=bias.shape[1] - 1)
         return bias.gather(1, columns[..., None].expand(-1, -1, bias.shape[2]))
 
-    def hidden_bias(self, places: Tensor, rows: Tensor | None = None) -> Tensor:
-        """What is added to the last hidden states at these places (of these rows, else of all), ``[..., hidden]``."""
+    def hidden_bias(self, columns: Tensor, since: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What is added to the last hidden states of tokens (see [`locate`]) of these rows, else of all."""
         draft, module = cast(Tensor, self.draft), cast(RecordDraft, self.draft_module)
-        places, rows = places.to(draft.device), torch.arange(len(draft))[:, None] if rows is None else rows
+        places = module.places(columns, since).to(draft.device)
+        rows = torch.arange(len(draft))[:, None] if rows is None else rows
         hidden = module.to_hidden(draft[rows.to(draft.device), places.clamp(min=0)])
         return hidden.masked_fill((places < 0)[..., None], 0.0)
 
@@ -352,6 +353,14 @@ class AttentionPooling(nn.Module):
         return (scores.softmax(dim=-1) @ hidden).flatten(1)
 
 
+def _mlp(*sizes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of these sizes, with a GELU (and dropout) between."""
+    layers: list[nn.Module] = []
+    for width, following in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(width, following), nn.GELU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+
 class ColumnFeatures(nn.Module):
     """A record's numbers and categories as features of the posterior: ``[B, columns]`` -> ``[B, size]``.
 
@@ -408,8 +417,7 @@ class ColumnDecoder(nn.Module):
     def __init__(self, config: DiffLMConfig, num_waves: int) -> None:
         super().__init__()
         size = config.feature_size
-        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), nn.Linear(size, size), nn.GELU()]
-        self.latent_to_waves = nn.Sequential(*layers, nn.Linear(size, num_waves))
+        self.latent_to_waves = _mlp(config.latent_size, size, size, num_waves)
 
     def forward(self, latents: Tensor, waves: Tensor) -> Tensor:
         """Nats of each record's waves, ``[B]``, under Gaussians of variance 1 (but for a constant)."""
@@ -428,11 +436,7 @@ class KVMemoryInjector(nn.Module):
         self.shape = (config.decoder_num_layers, 2, config.decoder_num_key_value_heads, config.decoder_head_dim)
         self.num_tokens = config.num_injection_tokens
         width = config.injection_token_size
-        self.latent_to_tokens = nn.Sequential(
-            nn.Linear(config.latent_size, config.injection_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.injection_hidden_size, self.num_tokens * width),
-        )
+        self.latent_to_tokens = _mlp(config.latent_size, config.injection_hidden_size, self.num_tokens * width)
         self.token_vectors = nn.Parameter(torch.randn(self.num_tokens, width))
         self.norm = nn.LayerNorm(width)
         self.tokens_to_memory = nn.Linear(width, math.prod(self.shape))
@@ -454,11 +458,7 @@ class SoftPromptInjector(nn.Module):
     def __init__(self, config: DiffLMConfig) -> None:
         super().__init__()
         self.num_tokens, hidden = config.num_injection_tokens, config.decoder_hidden_size
-        self.latent_to_tokens = nn.Sequential(
-            nn.Linear(config.latent_size, config.injection_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.injection_hidden_size, self.num_tokens * hidden),
-        )
+        self.latent_to_tokens = _mlp(config.latent_size, config.injection_hidden_size, self.num_tokens * hidden)
         self.norm = nn.LayerNorm(hidden)
         # The frozen decoder has only ever seen inputs of its embeddings' size.
         nn.init.constant_(self.norm.weight, config.embedding_std)
@@ -480,11 +480,7 @@ class EmbeddingInjector(nn.Module):
 
     def __init__(self, config: DiffLMConfig) -> None:
         super().__init__()
-        self.latent_to_bias = nn.Sequential(
-            nn.Linear(config.latent_size, config.injection_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.injection_hidden_size, config.decoder_hidden_size),
-        )
+        self.latent_to_bias = _mlp(config.latent_size, config.injection_hidden_size, config.decoder_hidden_size)
         self.scale = nn.Parameter(torch.tensor(config.embedding_std))
 
     def forward(self, latents: Tensor) -> Injection:
@@ -501,11 +497,7 @@ class ColumnEmbeddings(nn.Module):
     def __init__(self, config: DiffLMConfig) -> None:
         super().__init__()
         self.shape = (config.num_embedded_columns, config.column_embedding_size)
-        self.latent_to_columns = nn.Sequential(
-            nn.Linear(config.latent_size, config.injection_hidden_size),
-            nn.GELU(),
-            nn.Linear(config.injection_hidden_size, math.prod(self.shape)),
-        )
+        self.latent_to_columns = _mlp(config.latent_size, config.injection_hidden_size, math.prod(self.shape))
         self.column_vectors = nn.Parameter(torch.randn(self.shape) * 0.5)
         self.norm = nn.LayerNorm(self.shape[1])
         self.to_embeddings = nn.Linear(self.shape[1], config.decoder_hidden_size)
@@ -538,10 +530,8 @@ class RecordDraft(nn.Module):
         self.register_buffer("widths", torch.tensor(widths))
         self.register_buffer("token_ids", torch.tensor(sorted(tokens)))
         self.shape = (sum(widths), config.draft_size)
-        size, dropout = config.feature_size, nn.Dropout(config.draft_dropout)
-        layers: list[nn.Module] = [nn.Linear(config.latent_size, size), nn.GELU(), dropout]
-        layers += [nn.Linear(size, size), nn.GELU(), dropout]
-        self.latent_to_places = nn.Sequential(*layers, nn.Linear(size, math.prod(self.shape)))
+        sizes = (config.latent_size, config.feature_size, config.feature_size, math.prod(self.shape))
+        self.latent_to_places = _mlp(*sizes, dropout=config.draft_dropout)
         self.place_vectors = nn.Parameter(torch.randn(self.shape) * 0.5)
         self.norm = nn.LayerNorm(config.draft_size)
         self.to_hidden = nn.Linear(config.draft_size, config.decoder_hidden_size)
@@ -560,12 +550,13 @@ class RecordDraft(nn.Module):
         inside = (columns < len(widths)) & (since < widths[known])
         return torch.where(inside, (widths.cumsum(0) - widths)[known] + since, -1)
 
-    def loss(self, draft: Tensor, places: Tensor, labels: Tensor, head: Tensor) -> Tensor:
+    def loss(self, draft: Tensor, places: Tensor, labels: Tensor, head: Tensor | None) -> Tensor:
         """Nats of each record's ``labels`` at ``places``, both ``[batch, tokens]``, given the LLM's head's weight.
 
-        All tokens that are none of ``token_ids`` count as one more.
+        All tokens that are none of ``token_ids`` count as one more. What a decoder does to its logits behind the head
+        (scaling, soft capping) is left out.
         """
-        if not head.is_floating_point():
+        if head is None or not head.is_floating_point():
             raise ValueError('The decoder\'s head is quantised: pass model_kwargs={"draft_places": None}.')
         kept = (labels != -100) & (places >= 0)
         index = torch.searchsorted(self.token_ids, labels[kept]).clamp(max=len(self.token_ids) - 1)
@@ -589,8 +580,8 @@ class DiffLMModel(PreTrainedModel):
     """VAE of records whose decoder is a frozen causal LM (DiffLM, arXiv 2411.03250).
 
     Build one with [`~DiffLMModel.from_encoder_decoder`], load one with ``from_pretrained``. A saved model holds
-    encoder, posterior head and injector; the decoder is loaded from ``config.decoder_name_or_path`` and checked
-    against ``config.decoder_fingerprint``.
+    everything but the decoder, which is loaded from ``config.decoder_name_or_path`` and checked against
+    ``config.decoder_fingerprint``.
 
     Parameters
     ----------
@@ -823,10 +814,10 @@ class DiffLMModel(PreTrainedModel):
         """Map latents, ``[batch, latent_size]``, to what the decoder is conditioned on, in the decoder's dtype."""
         dtype = self._decoder.get_input_embeddings().weight.dtype
         injection = self.injector(latents.to(self.dtype))
+        injection.separator_ids = self._separators
         if self.column_embeddings is not None:
             embeddings = self.column_embeddings(latents.to(self.dtype))
             injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
-            injection.separator_ids = self._separators
         if self.record_draft is not None:
             injection.draft, injection.draft_module = self.record_draft(latents.to(self.dtype)), self.record_draft
         if injection.past_key_values is not None:
@@ -856,20 +847,13 @@ class DiffLMModel(PreTrainedModel):
             Estimate the softmax's normaliser from these tokens instead of the whole vocabulary.
         """
         injection = self.inject(latents)
-        embeddings = self._decoder.get_input_embeddings()
-        tokens = self._fed(labels)
-        inputs_embeds, hidden_bias = embeddings(tokens), None
-        columns, since, _ = locate(tokens, injection.separator_ids)
-        if injection.token_bias is not None:
-            inputs_embeds = inputs_embeds + injection.bias(columns)
-        if injection.draft_module is not None:
-            hidden_bias = injection.hidden_bias(injection.draft_module.places(columns, since))
-        if injection.prefix_embeds is not None:
-            inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
         cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
         narrowed = contextlib.nullcontext() if candidates is None else candidates.narrowed(self._decoder)
-        with narrowed, bias_hidden(self._decoder, hidden_bias):
+        with narrowed, bias_tokens(self._decoder, injection):
+            inputs_embeds = self._decoder.get_input_embeddings()(self._fed(labels))
+            if injection.prefix_embeds is not None:
+                inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
             logits = self._decoder(
                 inputs_embeds=inputs_embeds,
                 past_key_values=cache,
@@ -932,9 +916,9 @@ class DiffLMModel(PreTrainedModel):
             loss = loss + self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
         if self.record_draft is not None and labels is not None:
             columns, since, _ = locate(self._fed(labels), self._separators)
-            head: Any = self._decoder.get_output_embeddings()
+            head = getattr(self._decoder.get_output_embeddings(), "weight", None)
             draft, places = self.record_draft(latents), self.record_draft.places(columns, since)
-            loss = loss + self.record_draft.loss(draft, places, labels, head.weight)
+            loss = loss + self.record_draft.loss(draft, places, labels, head)
         return loss
 
     @property
@@ -998,9 +982,9 @@ class DiffLMModel(PreTrainedModel):
 
 @contextlib.contextmanager
 def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None]:
-    """While open, add the injection's biases to the embeddings and to the last hidden state of the tokens fed.
+    """While open, add the injection's biases to the embeddings and to the last hidden states of the tokens fed.
 
-    Tokens come in the order of the records, and each time logits are wanted of the last of them alone.
+    Tokens come in the order of the records, and each time logits are wanted of the tokens fed last.
     """
     ended: Tensor | None = None
     columns = since = torch.zeros(0)
@@ -1011,12 +995,13 @@ def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None
         return output if injection.token_bias is None else output + injection.bias(columns).to(output)
 
     def add_last(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        places = cast(RecordDraft, injection.draft_module).places(columns[:, -1:], since[:, -1:])
-        return (args[0][:, -1:] + injection.hidden_bias(places).to(args[0]),)
+        return (args[0][:, -columns.shape[1] :] + injection.hidden_bias(columns, since).to(args[0]),)
 
     embeddings: Any = decoder.get_input_embeddings()
     head: Any = decoder.get_output_embeddings()
-    handles = [embeddings.register_forward_hook(add)]
+    handles = []
+    if injection.token_bias is not None or injection.draft_module is not None:
+        handles.append(embeddings.register_forward_hook(add))
     if injection.draft_module is not None:
         handles.append(head.register_forward_pre_hook(add_last))
     try:
@@ -1024,20 +1009,6 @@ def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextlib.contextmanager
-def bias_hidden(decoder: PreTrainedModel, bias: Tensor | None) -> Iterator[None]:
-    """While open, the decoder's head reads hidden states with ``bias``, of their shape, added."""
-    if bias is None:
-        yield
-        return
-    head: Any = decoder.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0] + bias.to(args[0]),))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _embedding_weight(model: PreTrainedModel) -> Tensor:

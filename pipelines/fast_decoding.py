@@ -475,13 +475,14 @@ def decode_rows(
                     finished += 1
             if active:
                 token_bias = hidden_bias = None
-                columns = packed.tensor([column for row in active for column in row.columns(separators)])
+                if bias is not None or injection.draft_module is not None:
+                    columns = packed.tensor([column for row in active for column in row.columns(separators)])
                 if bias is not None:  # of these tokens alone: all columns of all rows would be copied at every pass
                     of_rows = packed.tensor([row.index for row in active for _ in row.run])
                     token_bias = bias[of_rows, columns.clamp(max=bias.shape[1] - 1)]
                 if injection.draft_module is not None:
                     of_rows, at, since = packed.tensor([(row.index, row.column, row.since) for row in active]).T
-                    hidden_bias = injection.hidden_bias(injection.draft_module.places(at, since), of_rows)
+                    hidden_bias = injection.hidden_bias(at, since, of_rows)
                 output = packed.forward(
                     [row.run for row in active],
                     [row.position for row in active],

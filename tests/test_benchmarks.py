@@ -92,6 +92,15 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     assert again["figures"] == first["figures"] and again["sampled_rows"] == 200
     assert again["fit"]["fit_seconds"] == 12.5 and again["seconds"] == first["seconds"]
     assert again["judged_with"]["pandas"] == pd.__version__
+    # What was fitted is not lost where measuring it fails.
+    with monkeypatch.context() as broken:
+        broken.setattr(tabular, "judge", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tabular, monkeypatch, *options)
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    assert "--judge" in entry["not_run"] and entry["sampled_rows"] == 200 and "fit_seconds" in entry["fit"]
+    assert run(tabular, monkeypatch, *options, "--judge") == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["figures"] == first["figures"]
     # It is the rows that are measured: others have other figures.
     rows = pd.read_parquet(results / "rows" / "adult-independent-0.parquet")
     rows.assign(number=5.0).to_parquet(results / "rows" / "adult-independent-0.parquet")

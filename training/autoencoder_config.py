@@ -37,7 +37,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
         Tokens drawn at each step to stand for those that occur in no record, in the softmax over the decoder's
         vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
     latent_warmup_steps : int, default 1500
-        Steps of [`warm_up_latents`] before the first of the autoencoder, for models with feature columns.
+        Steps of [`warm_up_latents`] before the first of the autoencoder, for models with feature columns and a
+        ``column_loss_weight`` (a fit gives the weight to tables of 2,000 training rows or more).
     encoder_bf16 : bool, default True
         Train the encoder in mixed precision where the hardware multiplies bf16.
     save_minutes : float, default 10

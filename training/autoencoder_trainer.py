@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -96,7 +97,9 @@ class AutoencoderTrainer(Trainer):
                 warm_up_latents(
                     self.model,
                     values,
-                    None if self.model.record_draft is None else lambda row: dataset.token_ids(dataset.records[row]),
+                    None
+                    if self.model.record_draft is None
+                    else functools.cache(lambda row: dataset.token_ids(dataset.records[row])),
                     _columns_and_labels(self.eval_dataset),
                     steps=self.args.latent_warmup_steps,
                     # No more than a small part of a short fit.

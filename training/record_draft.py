@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -30,17 +31,15 @@ def draft_options(
 
     Each column gets as many places as the tokens of nearly all its values, with what ends them; longer values get
     fewer where that is more than 256 together. Columns from the first one on whose values hold separators get none:
-    their places could not be told. The draft's vocabulary are the 512 most frequent tokens at most.
+    their places could not be told. The draft's vocabulary are the 512 most frequent tokens, at most, of the columns
+    that have places.
     """
-    known: dict[str, list[int]] = {}
-    counts: Counter[int] = Counter()
     lengths: list[Counter[int]] = [Counter() for _ in schema.columns[:max_columns]]
     ambiguous = [0] * len(lengths)
-    records = records[:: max(1, len(records) // MAX_RECORDS)]
+    counts: list[Counter[int]] = [Counter() for _ in lengths]
+    records = records[:: math.ceil(len(records) / MAX_RECORDS)]
     for record in records:
-        texts = [segment.text for segment in schema.segments(record)]
-        tokens = [known.get(text) or known.setdefault(text, tokenize_segment(tokenizer, text)) for text in texts]
-        counts.update(token for segment in tokens for token in segment)
+        tokens = [tokenize_segment(tokenizer, segment.text) for segment in schema.segments(record)]
         # Fixed and value in turn, fixed at last. A column writes its own, without the token that it began with (BOS
         # for the first), and what ends it.
         for column, found in enumerate(lengths):
@@ -48,6 +47,8 @@ def draft_options(
             last = column == len(schema.columns) - 1
             written = [*begun, *tokens[2 * column + 1], *(tokens[-1] if last else [])]
             found[len(written) + 1] += 1
+            # What ends it, too: the token that the next column begins with.
+            counts[column].update(written if last else [*written, *tokens[2 * column + 2][:1]])
             ambiguous[column] += any(token in separators for token in written)
     sure = 0
     while sure < len(lengths) and ambiguous[sure] <= MAX_AMBIGUOUS_SHARE * len(records):
@@ -55,10 +56,8 @@ def draft_options(
     widths = _within([_quantile(found, 0.999) for found in lengths[:sure]])
     if not widths:
         return {}
-    return {
-        "draft_places": widths,
-        "draft_token_ids": sorted(token for token, _ in counts.most_common(MAX_TOKENS)),
-    }
+    frequent = sum(counts[:sure], Counter()).most_common(MAX_TOKENS)
+    return {"draft_places": widths, "draft_token_ids": sorted(token for token, _ in frequent)}
 
 
 def _within(widths: list[int]) -> list[int]:

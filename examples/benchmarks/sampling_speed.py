@@ -34,6 +34,7 @@ import psutil
 import torch
 
 from difflm import DiffLMDenoiser, DiffLMPipeline, RecordSchema
+from difflm.modeling_difflm import bias_tokens
 
 
 ADULT_CATEGORIES = {
@@ -163,7 +164,8 @@ def published_loop(
         injection, written = pipe.autoencoder.inject(latent[None]), [config.bos_token_id]
         while len(written) <= max_tokens:
             cache = pipe.autoencoder.decoder_cache(injection)
-            logits = decoder(torch.tensor([written]), past_key_values=cache, use_cache=True).logits[0, -1]
+            with bias_tokens(decoder, injection):
+                logits = decoder(torch.tensor([written]), past_key_values=cache, use_cache=True).logits[0, -1]
             token = int(torch.multinomial(logits.float().softmax(-1), 1))
             tokens += 1
             if token == config.eos_token_id and stop_at_eos:

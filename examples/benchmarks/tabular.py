@@ -93,7 +93,8 @@ def run_baseline(
 
 
 def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int) -> dict[str, Any]:
-    """Fit, sample and evaluate; what fails is an entry that says why."""
+    """Fit, sample and evaluate; what fails is an entry that says why. Each step's outcome is saved before the next."""
+    started = time.monotonic()
     tables, spec = load(arguments, dataset)
     train = tables["train"]
     if arguments.train_rows and len(train) > arguments.train_rows:
@@ -123,11 +124,16 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
     entry |= {"sampled_rows": len(rows), "fit": details}
+    save(arguments, entry | {"not_run": "fitted, but not measured yet: run it with --judge"})
     entry |= judge(arguments, tables, rows, spec, seed, method)
     if "validity_rate" in details:
         entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
+    entry["seconds"] = round(time.monotonic() - started, 1)
+    # The highest of the whole process: run one method at a time to know its own.
+    entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     if arguments.quantity:
-        amount = 2 * (arguments.quantity_rows or len(train))
+        save(arguments, entry)
+        amount = 2 * (arguments.quantity_rows or len(tables["train"]))
         if model is None:  # beyond the minutes that all methods have
             rows = sampled(amount, math.inf)[0]
         else:
@@ -147,12 +153,26 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     path = kept_rows(arguments.results, dataset, method, seed)
     if not path.is_file():
         raise SystemExit(f"no rows of {method} on {dataset} are kept ({path}): run it without --judge")
-    entry = json.loads((arguments.results / f"{dataset}-{method}-{seed}.json").read_text(encoding="utf-8"))
+    entry = json.loads(entry_path(arguments.results, dataset, method, seed).read_text(encoding="utf-8"))
+    entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
-    kept = {name: entry["figures"][name] for name in ("validity_rate",) if name in entry["figures"]}
     entry |= judge(arguments, tables, pd.read_parquet(path), spec, seed, method)
-    entry["figures"] |= kept
+    if "validity_rate" in entry["fit"]:
+        entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
     return entry | {"judged_with": environment()["versions"]}
+
+
+def entry_path(results: Path, dataset: str, method: str, seed: int) -> Path:
+    """Where an entry is."""
+    return results / f"{dataset}-{method}-{seed}.json"
+
+
+def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
+    """Write an entry, whole or not at all."""
+    text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = entry_path(arguments.results, entry["dataset"], entry["method"], entry["seed"])
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def judge(
@@ -249,18 +269,8 @@ def main() -> int:
     for dataset in DATASETS if arguments.dataset == "all" else [arguments.dataset]:
         for method in methods:
             print(f"{dataset}, {method}", flush=True)
-            started = time.monotonic()
-            if arguments.judge:
-                entry = judge_again(arguments, dataset, method, arguments.seed)
-            else:
-                entry = run_one(arguments, dataset, method, arguments.seed)
-                entry["seconds"] = round(time.monotonic() - started, 1)
-                # The highest of the whole process: run one method at a time to know its own.
-                entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-            path = arguments.results / f"{dataset}-{method}-{arguments.seed}.json"
-            text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
-            arguments.results.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+            work = judge_again if arguments.judge else run_one
+            save(arguments, work(arguments, dataset, method, arguments.seed))
     return 0
 
 

@@ -59,10 +59,12 @@ def sample_difflm(
         for path in folder.glob(f"rows-{prior}-*.parquet")
         if (_count(path) == count or (_count(path) < count and prior == "diffusion"))
         and path.with_suffix(".json").is_file()
+        and _notes(path)["sample_minutes"] <= sample_minutes
     ]
     if known:
         most = max(known, key=_count)
-        parts, sampled = [pd.read_parquet(most)], json.loads(most.with_suffix(".json").read_text(encoding="utf-8"))
+        parts, sampled = [pd.read_parquet(most)], _notes(most)
+        del sampled["sample_minutes"]
     done = sum(map(len, parts))
     seconds_left = 60 * sample_minutes - sampled["sample_seconds"]
     if done == count or (done and seconds_left <= 0):
@@ -85,10 +87,15 @@ def sample_difflm(
     seconds = round(sampled["sample_seconds"] + time.monotonic() - started, 1)
     sampled = {"sample_seconds": seconds, "validity_rate": valid / done}
     kept = folder / f"rows-{prior}-{done}.parquet"
-    notes = kept.with_suffix(".json")
+    notes = json.dumps(sampled | {"sample_minutes": sample_minutes})
     write_atomically(kept, rows.to_parquet)
-    write_atomically(notes, lambda temporary: temporary.write_text(json.dumps(sampled), encoding="utf-8"))
+    write_atomically(kept.with_suffix(".json"), lambda temporary: temporary.write_text(notes, encoding="utf-8"))
     return rows, details | sampled
+
+
+def _notes(path: Path) -> dict[str, float]:
+    """What was noted of kept rows; the time limit that they were sampled under among it."""
+    return {"sample_minutes": 0.0} | json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def _count(path: Path) -> int:

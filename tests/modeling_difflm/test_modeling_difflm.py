@@ -76,6 +76,13 @@ def build(encoder, decoder, **kwargs) -> DiffLMModel:
     return DiffLMModel.from_encoder_decoder(encoder, decoder, **settings | kwargs)
 
 
+def speak(model: DiffLMModel) -> None:
+    """Let an untrained draft say something."""
+    if model.record_draft is not None:
+        torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+        torch.nn.init.normal_(model.record_draft.to_hidden.bias)
+
+
 @pytest.fixture
 def encoder():
     from transformers import BertConfig, BertModel
@@ -100,8 +107,7 @@ def test_generation_agrees_with_the_training_loss(encoder, family, conditioning)
     """Greedy tokens of `generate` are the argmax of the logits that training scores: same positions, same prefix."""
     torch.manual_seed(0)
     model = build(encoder, DECODERS[family](), **CONDITIONINGS[conditioning]).eval()
-    if model.record_draft is not None:
-        torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+    speak(model)
     latents = torch.randn(4, 8)
     written = model.generate(latents, max_new_tokens=5, do_sample=False)
     loss = model.reconstruction(latents, written)
@@ -173,18 +179,41 @@ def test_a_draft_has_places_within_columns(encoder):
         found.append(model.record_draft.places(columns, since))
     assert torch.cat(found, dim=1).tolist() == expected
 
-    rows = torch.arange(2)[:, None]
-    assert not injection.hidden_bias(places, rows).any()  # an untrained draft says nothing
-    torch.nn.init.normal_(model.record_draft.to_hidden.weight)
-    bias = injection.hidden_bias(places, rows)
+    columns, since, _ = locate(tokens, injection.separator_ids)
+    assert not injection.hidden_bias(columns, since).any()  # an untrained draft says nothing
+    speak(model)
+    bias = injection.hidden_bias(columns, since)
     assert torch.equal(bias.any(-1), places >= 0)
     torch.testing.assert_close(bias[1, 2], model.record_draft.to_hidden(injection.draft[1, 4]))
+    # Of single rows, as the packed loop asks.
+    alone = injection.hidden_bias(columns[1, 2:4], since[1, 2:4], torch.tensor([1, 1]))
+    torch.testing.assert_close(alone, bias[1, 2:4])
+
+
+def test_a_draft_without_column_embeddings_counts_columns_too(encoder):
+    torch.manual_seed(0)
+    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT | {"num_embedded_columns": 0}).eval()
+    assert model.inject(torch.randn(2, 8)).separator_ids.tolist() == DRAFT["separator_token_ids"]
+    speak(model)
+    bias = model.inject(torch.randn(2, 8)).hidden_bias(
+        *locate(torch.tensor([[1, 3, 5, 3]] * 2), model._separators)[:2]
+    )
+    # Two places of the first column, and behind the separator the one of the second.
+    assert bias.any(-1).tolist() == [[True, True, True, False]] * 2
+
+
+@pytest.mark.parametrize("head", [None, torch.ones(60, 32, dtype=torch.int8)])
+def test_a_draft_needs_a_head_of_plain_numbers(encoder, head):
+    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT)
+    draft = model.record_draft(torch.randn(2, 8))
+    with pytest.raises(ValueError, match="draft_places"):
+        model.record_draft.loss(draft, torch.zeros(2, 1).long(), torch.full((2, 1), 3), head)
 
 
 def test_the_drafts_loss_is_of_the_tokens_at_its_places(encoder):
     torch.manual_seed(0)
     model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
-    torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+    speak(model)
     latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 2], [20, 5, 5, 3, -100, -100]])
     loss = model.column_loss(latents, torch.zeros(2, 0), labels)
     assert model.record_draft.token_ids.tolist() == [2, 3, 4, 5, 8, 20]  # with the end of the record
@@ -217,8 +246,7 @@ def test_a_saved_model_has_no_decoder_and_loads_the_same(encoder, tmp_path, cond
     decoder = DECODERS["llama_tied"]()
     decoder.save_pretrained(tmp_path / "decoder")
     model = build(encoder, str(tmp_path / "decoder"), decoder_dtype="float32", **CONDITIONINGS[conditioning]).eval()
-    if model.record_draft is not None:
-        torch.nn.init.normal_(model.record_draft.to_hidden.weight)
+    speak(model)
     model.save_pretrained(tmp_path / "saved")
     with safe_open(tmp_path / "saved" / "model.safetensors", "pt") as file:
         names = set(file.keys())

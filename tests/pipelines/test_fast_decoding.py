@@ -101,7 +101,7 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
             decoder_hidden_size=32, draft_places=[2, 1, 5], draft_token_ids=[5], separator_token_ids=[5], draft_size=4
         )
         module = RecordDraft(config)
-        module.to_hidden.weight.data = noise(32, 4)
+        module.to_hidden.weight.data, module.to_hidden.bias.data = noise(32, 4), noise(32)
         return Injection(
             prefix_embeds=noise(rows, 5, 32),
             token_bias=noise(rows, 3, 32),
@@ -160,6 +160,26 @@ def test_same_tokens_as_generate(
         assert found == expected
     assert len({constraint.text(row) for row in expected}) == ROWS
     assert len({len(row) for row in expected}) > 1  # rows finish at different times
+
+
+def test_a_decoder_that_always_gives_all_logits(constraint: RecordConstraint) -> None:
+    decoder = make_decoder("granite")
+    injection = make_injection("draft", decoder)
+    injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
+    expected = decode_rows(decoder, injection, constraint, randoms(), choose=choose_tokens)
+    whole = decoder.forward
+
+    def forward(input_ids=None, inputs_embeds=None, position_ids=None, past_key_values=None, use_cache=None):
+        return whole(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+    decoder.forward = forward
+    assert decode_rows(decoder, injection, constraint, randoms(), choose=choose_tokens) == expected
 
 
 def test_same_tokens_as_generate_without_constraint(llama: PreTrainedModel, constraint: RecordConstraint) -> None:

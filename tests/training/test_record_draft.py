@@ -45,9 +45,12 @@ def test_places_are_where_the_tokens_are(options, decoder_tokenizer):
     assert RecordDraft(config).places(columns, since).tolist() == [list(range(fed.shape[1]))]
 
 
-def test_columns_behind_one_with_separators_in_its_values_have_no_places(options):
+def test_columns_behind_one_with_separators_in_its_values_have_no_places(options, decoder_tokenizer):
     notes = ["a, b", "c", "d, e, f", "g"] * 25
-    assert options(pd.DataFrame({"a": [10, 20] * 50, "note": notes, "b": [7, 8] * 50}))["draft_places"] == [3]
+    found = options(pd.DataFrame({"a": [10, 20] * 50, "note": notes, "b": [7, 8] * 50}))
+    assert found["draft_places"] == [3]
+    # Nor are their tokens the draft's.
+    assert found["draft_token_ids"] == sorted(decoder_tokenizer.encode("012,", add_special_tokens=False))
     assert options(pd.DataFrame({"note": notes, "b": [7, 8] * 50})) == {}
     notes = ["a, b", *["c"] * 999]  # one in a thousand moves its own record's alone
     found = options(pd.DataFrame({"note": notes, "b": [7, 8] * 500}))
