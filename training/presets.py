@@ -52,7 +52,7 @@ class Preset:
     beta_schedule: str = "geometric"
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-4
-    denoiser_steps: int = 10_000
+    denoiser_steps: int = 40_000
     denoiser_learning_rate: float = 2e-3
     model: dict[str, Any] = field(default_factory=dict)
     denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 256, "num_blocks": 4})

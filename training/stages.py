@@ -27,6 +27,8 @@ from difflm.training.record_draft import draft_options
 
 
 AUTOENCODER_SHARE_OF_TIME = 0.85
+# Warmed up, it is learnt early: Adult's held-out records cost 12.3 nats after two thirds of 32 minutes, 12.1 in the end.
+SHARE_AFTER_WARM_UP = 0.75
 DENOISER_SHARE_OF_TIME = 0.12
 MAX_EVALUATION_RECORDS = 128
 MAX_EMBEDDED_COLUMNS = 128
@@ -154,7 +156,8 @@ def fit_autoencoder(
     if settings.max_minutes is not None:
         # On a slow processor encoding a long table takes more than the usual rest: what the denoiser needs is kept.
         encoding = sum(estimated_seconds(model, part, encoder_pad_token_id=pad_token_id) for part in datasets) / 60
-        share = min(AUTOENCODER_SHARE_OF_TIME, 1 - DENOISER_SHARE_OF_TIME - encoding / settings.max_minutes)
+        most = SHARE_AFTER_WARM_UP if trains_columns(model) else AUTOENCODER_SHARE_OF_TIME
+        share = min(most, 1 - DENOISER_SHARE_OF_TIME - encoding / settings.max_minutes)
         minutes = max(0.5, share) * settings.max_minutes
     options: dict[str, Any] = {
         "output_dir": str(checkpoints),

@@ -122,11 +122,13 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
         AutoencoderTrainer, "train", lambda self, *args, **kwargs: budgets.append(self.args.max_minutes)
     )
     monkeypatch.setattr(AutoencoderTrainer, "keep_best", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-    for name, seconds in (("fast", 1.0), ("slow", 60.0), ("hopeless", 1e6)):
+    for name, seconds in (("fast", 1.0), ("slow", 60.0), ("hopeless", 1e6), ("warmed up", 1.0)):
+        if name == "warmed up":
+            monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 1)
         monkeypatch.setattr(stages, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
         with pytest.raises(KeyboardInterrupt):
             fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
-    assert budgets == pytest.approx([8.5, 6.8, 5.0])  # encoding both parts takes two minutes of the slow one's ten
+    assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # encoding both parts takes two minutes of the slow one's ten
 
 
 @pytest.mark.parametrize("warmed", [True, False])
