@@ -128,7 +128,7 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
         monkeypatch.setattr(stages, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
         with pytest.raises(KeyboardInterrupt):
             fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
-    assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # encoding both parts takes two minutes of the slow one's ten
+    assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # the slow one encodes both parts for two minutes
 
 
 @pytest.mark.parametrize("warmed", [True, False])
