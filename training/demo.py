@@ -205,17 +205,6 @@ def check_bars(
     return checks
 
 
-def peak_memory_mib() -> float | None:
-    """Peak resident memory of this process in MiB, or None where the system does not tell."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes.
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the result."""
     found = {"python": platform.python_version()}
@@ -240,6 +229,8 @@ def read_latents(pipeline: Path) -> np.ndarray | None:
 def _summary(
     log: dict[str, Any], sampled: Sampled, comparison: Sequence[ColumnComparison], checks: Sequence[Check]
 ) -> dict[str, Any]:
+    from difflm.training.hardware import peak_memory_mib
+
     return {
         "rows_sampled": len(sampled.records),
         "valid_first_attempt": sampled.output.valid_first_attempt,

@@ -1,8 +1,9 @@
-"""The name of what a fit runs on."""
+"""What a fit runs on: its name, and the memory taken."""
 
 from __future__ import annotations
 
 import platform
+import sys
 
 import torch
 
@@ -18,3 +19,14 @@ def hardware(device: torch.device) -> str:
         cpu = f"{platform.machine()} CPU{'' if multiplies_bf16(device) else ' without bf16'}"
         return f"{cpu}, {threads} thread{'' if threads == 1 else 's'}"
     return device.type
+
+
+def peak_memory_mib() -> float | None:
+    """Peak resident memory of this process in MiB, or None where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

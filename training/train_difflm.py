@@ -26,7 +26,7 @@ from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.encode_latents import encode_latents
 from difflm.training.fit_folder import FitFolder
-from difflm.training.hardware import hardware
+from difflm.training.hardware import hardware, peak_memory_mib
 from difflm.training.latents import LatentDataset
 from difflm.training.presets import Preset
 from difflm.training.progress import no_file_bars
@@ -220,7 +220,7 @@ def fit(
         "denoiser_seconds": result.seconds,
         "denoiser_stop_reason": result.stop_reason,
     }
-    log["hardware"] = hardware(model.device)
+    log |= {"hardware": hardware(model.device), "peak_memory_mib": peak_memory_mib()}
     log["fit_seconds"] = log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds
     if not resume:  # a fit that was resumed has worked in other processes, too
         log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)

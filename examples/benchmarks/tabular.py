@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from difflm.training.evaluation.distributions import copies
 from difflm.training.evaluation.figures import Evaluation, evaluate_tables
 from difflm.training.evaluation.learning import machine_learning_efficiency
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
+from difflm.training.hardware import hardware, peak_memory_mib
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -129,8 +129,8 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
     if "validity_rate" in details:
         entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
     entry["seconds"] = round(time.monotonic() - started, 1)
-    # The highest of the whole process: run one method at a time to know its own.
-    entry["peak_memory_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # The highest of the whole process (and of the fit's, if it is used again): run one method at a time to know it.
+    entry["peak_memory_mib"] = round(max(peak_memory_mib() or 0, details.pop("peak_memory_mib", 0)))
     if arguments.quantity:
         save(arguments, entry)
         amount = 2 * (arguments.quantity_rows or len(tables["train"]))
@@ -222,8 +222,6 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     import torch
-
-    from difflm.training.hardware import hardware
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"versions": versions, "hardware": hardware(device)}
