@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 from tabular_difflm import PRIORS, sample_difflm
 from tabular_quantity import quantity
-from tabular_table import DATASETS, render
+from tabular_table import DATASETS, HEADLINES, LANGUAGE_METHODS, render
 
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableError, baselines
@@ -128,6 +128,8 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
     entry |= judge(arguments, tables, rows, spec, seed, method)
     if "validity_rate" in details:
         entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
+    if method == "difflm":
+        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
     entry["seconds"] = round(time.monotonic() - started, 1)
     # The highest of the whole process (and of the fit's, if it is used again): run one method at a time to know it.
     entry["peak_memory_mib"] = round(max(peak_memory_mib() or 0, details.pop("peak_memory_mib", 0)))
@@ -156,10 +158,42 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     entry = json.loads(entry_path(arguments.results, dataset, method, seed).read_text(encoding="utf-8"))
     entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
-    entry |= judge(arguments, tables, pd.read_parquet(path), spec, seed, method)
+    rows = pd.read_parquet(path)
+    entry |= judge(arguments, tables, rows, spec, seed, method)
+    if method == "difflm":
+        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
     if "validity_rate" in entry["fit"]:
         entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
     return entry | {"judged_with": environment()["versions"]}
+
+
+def at_rows_of_others(
+    arguments: argparse.Namespace,
+    tables: dict[str, pd.DataFrame],
+    rows: pd.DataFrame,
+    spec: TableSpec,
+    dataset: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the first rows, as many as each other language method wrote."""
+    found = {}
+    for other in LANGUAGE_METHODS:
+        path = entry_path(arguments.results, dataset, other, seed)
+        entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        count = entry.get("sampled_rows", len(rows))
+        if "figures" in entry and count < len(rows):
+            result = evaluate_tables(
+                tables["train"],
+                rows.head(count),
+                spec,
+                holdout=tables["test"],
+                validation=tables["validation"],
+                seeds=arguments.seeds,
+                seed=seed,
+            ).to_dict()
+            figures = {name: result["figures"][name] for name in HEADLINES if name in result["figures"]}
+            found[other] = {"rows": count, "figures": figures}
+    return found
 
 
 def entry_path(results: Path, dataset: str, method: str, seed: int) -> Path:

@@ -201,6 +201,30 @@ def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     assert "7.25" not in renderer.render(tmp_path)
 
 
+def test_difflm_is_counted_beside_methods_of_the_same_language_model(renderer, tmp_path):
+    def figures(trend, mle, auc):
+        return {"trend_error": {"mean": trend}, "mle": {"mean": mle}, "detection_auc": {"mean": auc}}
+
+    def entry(dataset, method, found, **more):
+        common = {"dataset": dataset, "method": method, "train_rows": 9, "sampled_rows": 9, "hardware": "CPU"}
+        text = json.dumps(common | {"fit": {"fit_seconds": 1}, "figures": found} | more)
+        (tmp_path / f"{dataset}-{method}-0.json").write_text(text)
+
+    entry("adult", "great", figures(9.0, 0.85, 0.80))
+    entry("beijing", "great", figures(9.0, 0.60, 0.40))
+    fewer = {"at_rows_of": {"great": {"rows": 3, "figures": figures(9.5, 0.86, 0.70)}}}
+    entry("adult", "difflm", figures(4.0, 0.90, 0.70), **fewer)
+    # A regression's error: more is worse. A detector that errs by 0.2 is as far from chance as one that is right.
+    entry("beijing", "difflm", figures(4.0, 0.70, 0.70))
+    text = renderer.render(tmp_path)
+    assert "| great | on 2 of 2 tables | on 1 of 2 tables | on 1 of 2 tables |" in text
+    assert "| great, at its number of rows | on 0 of 1 tables | on 1 of 1 tables | on 1 of 1 tables |" in text
+    assert "| icl" not in text
+    (tmp_path / "adult-great-0.json").unlink()
+    (tmp_path / "beijing-great-0.json").unlink()
+    assert "DiffLM is better" not in renderer.render(tmp_path)
+
+
 def test_the_command_writes_figures_and_a_page(table, tmp_path, capsys):
     for name, rows in {"train": table.head(200), "test": table.tail(100), "rows": table.iloc[100:300]}.items():
         rows.to_csv(tmp_path / f"{name}.csv", index=False)
