@@ -76,6 +76,28 @@ def test_python_blocks_run_in_order(tiny_fit, tmp_path, monkeypatch, capsys):
     assert names["filled"].records[0]["age"] == 30
 
 
+def test_figures_are_the_benchmarks():
+    """The README's table of Adult says what the committed JSONs say, and so does the line on as many rows as GReaT's."""
+
+    def entry(method: str) -> dict:
+        return json.loads((ROOT / f"examples/benchmarks/results/adult-{method}-0.json").read_text(encoding="utf-8"))
+
+    def cells(figures: dict) -> list[str]:
+        percent = [f"{figures[name]['mean']:.2f} %" for name in ("shape_error", "trend_error")]
+        return percent + [f"{figures[name]['mean']:.3f}" for name in ("mle", "detection_auc")]
+
+    titles = {"DiffLM, SmolLM2-135M": "difflm", "GReaT, SmolLM2-135M": "great", "TVAE": "tvae", "SMOTE": "smote"}
+    for title, method in titles.items():
+        found = entry(method)
+        figures = [*cells(found["figures"]), f"{found['figures']['dcr_share']['mean']:.1f} %"]
+        assert f"| {title} | {found['sampled_rows']:,} | {' | '.join(figures)} |" in README
+    real = entry("real")
+    assert f"| real rows | {real['train_rows']:,} | | | {real['figures']['mle']['mean']:.3f} | | |" in README
+    fewer = entry("difflm")["at_rows_of"]["great"]
+    shape, trend, mle, detection = cells(fewer["figures"])
+    assert f"the first {fewer['rows']} of DiffLM at {shape}, {trend}, {mle} and {detection}." in " ".join(README.split())
+
+
 def test_commands_are_accepted():
     found = commands("difflm")
     assert [words[1] for words in found] == ["fit", "sample", "sample", "info", "card", "push", "space", "evaluate"]
