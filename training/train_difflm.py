@@ -192,7 +192,8 @@ def fit(
     options: dict[str, Any] = {
         "output_dir": str(folder.denoiser_checkpoints),
         "max_steps": settings.denoiser_steps,
-        "eval_steps": max(100, settings.denoiser_steps // 40),
+        # Often enough to catch the best weights for a small table, which come early.
+        "eval_steps": min(250, max(100, settings.denoiser_steps // 40)),
         "learning_rate": settings.denoiser_learning_rate,
         "max_seconds": remaining,
         "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import warnings
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import autoencoder_trainer, stages
+from difflm.training import autoencoder_trainer, stages, train_difflm
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fit_folder import FitFolder
@@ -129,6 +130,25 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
     assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # the slow one encodes both parts for two minutes
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(600, 100), (8_000, 200), (40_000, 250)])
+def test_the_denoisers_best_weights_are_looked_for_often(preset, small_table, tmp_path, monkeypatch, steps, interval):
+    found = []
+
+    def trainer(denoiser, args, *datasets):
+        found.append((args.max_steps, args.eval_steps))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_difflm, "DenoiserTrainer", trainer)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            small_table,
+            tmp_path / "out",
+            preset=dataclasses.replace(preset, denoiser_steps=steps),
+            show_progress=False,
+        )
+    assert found == [(steps, interval)]
 
 
 @pytest.mark.parametrize("warmed", [True, False])
