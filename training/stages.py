@@ -27,8 +27,8 @@ from difflm.training.record_draft import draft_options
 
 
 AUTOENCODER_SHARE_OF_TIME = 0.85
-# Warmed up, it is learnt early: Adult's held-out records cost 12.3 nats after 21 of 32 minutes, 12.1 in the end.
-SHARE_AFTER_WARM_UP = 0.75
+# With a draft it is learnt early: Adult's held-out records cost 12.3 nats after 21 of 32 minutes, 12.1 in the end.
+SHARE_WITH_DRAFT = 0.75
 DENOISER_SHARE_OF_TIME = 0.12
 MAX_EVALUATION_RECORDS = 128
 MAX_EMBEDDED_COLUMNS = 128
@@ -156,7 +156,7 @@ def fit_autoencoder(
     if settings.max_minutes is not None:
         # On a slow processor encoding a long table takes more than the usual rest: what the denoiser needs is kept.
         encoding = sum(estimated_seconds(model, part, encoder_pad_token_id=pad_token_id) for part in datasets) / 60
-        most = SHARE_AFTER_WARM_UP if trains_columns(model) else AUTOENCODER_SHARE_OF_TIME
+        most = AUTOENCODER_SHARE_OF_TIME if model.record_draft is None else SHARE_WITH_DRAFT
         share = min(most, 1 - DENOISER_SHARE_OF_TIME - encoding / settings.max_minutes)
         minutes = max(0.5, share) * settings.max_minutes
     options: dict[str, Any] = {

@@ -14,7 +14,15 @@ from difflm.training.evaluation.tables import subsample
 # Sampled between two looks at the clock.
 ROWS_AT_ONCE = 500
 # Name of the method to the prior that its latents are drawn from.
-PRIORS = {"difflm": "diffusion", "difflm_gmm": "gmm", "difflm_gaussian": "gaussian", "difflm_encode": "encode"}
+PRIORS = {
+    "difflm": "diffusion",
+    "difflm_gmm": "gmm",
+    "difflm_gaussian": "gaussian",
+    "difflm_encode": "encode",
+    "difflm_no_draft": "diffusion",
+}
+# Fits of their own: fields of DiffLMConfig.
+MODELS: dict[str, dict[str, Any]] = {"difflm_no_draft": {"draft_places": None}}
 
 
 def sample_difflm(
@@ -27,11 +35,16 @@ def sample_difflm(
     budget_minutes: float,
     sample_minutes: float,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Fit a DiffLM within the budget and sample it within its time, unless ``folder`` holds the results."""
+    """Fit a DiffLM within the budget and sample it within its time, unless ``folder`` holds the results.
+
+    A method with a model of its own has its fit beside the folder.
+    """
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.train_difflm import fit
 
     prior = PRIORS[method]
+    if method in MODELS:
+        folder = folder.with_name(f"{folder.name}-{method}")
     details: dict[str, Any] = {"preset": preset, "prior": prior}
     if not (folder / "model_index.json").is_file():
         fit(
@@ -41,6 +54,7 @@ def sample_difflm(
             seed=seed,
             max_minutes=budget_minutes,
             validation=tables["validation"],
+            model_kwargs=MODELS.get(method),
             overwrite=True,  # one that was cut off would get more than the budget if it went on
         )
     budget = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))["settings"]["max_minutes"]
