@@ -311,6 +311,7 @@ def _training_rows(
         ("denoiser_steps", "Denoiser steps", "{}"),
         ("reconstruction_own_latent", "Reconstruction of held-out records from their latent", "{} nats per record"),
         ("reconstruction_shuffled_latent", "The same from another record's latent", "{} nats per record"),
+        ("reconstruction_draft_alone", "The same by the draft alone, without the decoder", "{} nats per record"),
         ("kl", "KL to the prior", "{} nats per record"),
         ("seed", "Seed", "{}"),
     )

@@ -26,6 +26,7 @@ TRAINING_KEYS = (
     "rows_seen",
     "reconstruction_own_latent",
     "reconstruction_shuffled_latent",
+    "reconstruction_draft_alone",
     "kl",
 )
 # Longest header that safetensors itself accepts: more means that this is no such file.
@@ -151,7 +152,7 @@ def describe(pipeline: str | Path) -> dict[str, Any]:
     log = folder / "training_log.json"
     if log.is_file():
         content = read_json(log)
-        description["training"] = {key: content[key] for key in TRAINING_KEYS if key in content}
+        description["training"] = {key: content[key] for key in TRAINING_KEYS if content.get(key) is not None}
     return description
 
 

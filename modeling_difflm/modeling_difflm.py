@@ -915,11 +915,17 @@ class DiffLMModel(PreTrainedModel):
         if self.column_features is not None and self.column_decoder is not None:
             loss = loss + self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
         if self.record_draft is not None and labels is not None:
-            columns, since, _ = locate(self._fed(labels), self._separators)
-            head = getattr(self._decoder.get_output_embeddings(), "weight", None)
-            draft, places = self.record_draft(latents), self.record_draft.places(columns, since)
-            loss = loss + self.record_draft.loss(draft, places, labels, head)
+            loss = loss + self.draft_loss(latents, labels)
         return loss
+
+    def draft_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Nats of each record's tokens by its draft alone, ``[batch]``; those it has no place for are not counted."""
+        if self.record_draft is None:
+            raise ValueError("This model makes no draft.")
+        columns, since, _ = locate(self._fed(labels), self._separators)
+        head = getattr(self._decoder.get_output_embeddings(), "weight", None)
+        places = self.record_draft.places(columns, since)
+        return self.record_draft.loss(self.record_draft(latents), places, labels, head)
 
     @property
     def _separators(self) -> Tensor | None:

@@ -28,8 +28,9 @@ class AutoencoderTrainer(Trainer):
     """Trainer of [`DiffLMModel`]: loss = reconstruction + beta * KL (DiffLM, equation 2).
 
     ``evaluate`` reports, in nats per record on the evaluation set: ``eval_reconstruction`` (each record from its own
-    latent), ``eval_reconstruction_shuffled`` (from another record's: the gap is what the latent carries) and
-    ``eval_kl``.
+    latent), ``eval_reconstruction_shuffled`` (from another record's: the gap is what the latent carries),
+    ``eval_kl``, and for a model that makes one ``eval_reconstruction_draft``, by the draft alone: what the LLM adds is
+    the difference.
 
     Parameters
     ----------
@@ -228,6 +229,12 @@ class AutoencoderTrainer(Trainer):
                 ("reconstruction_shuffled", means.roll(len(means) // 2 or 1, dims=0)),
             )
         }
+        if model.record_draft is not None:
+            drafts = [
+                model.draft_loss(latents, batch["labels"])
+                for latents, batch in zip(means.split(sizes), batches, strict=True)
+            ]
+            figures[f"{metric_key_prefix}_reconstruction_draft"] = torch.cat(drafts).mean().item()
         figures[f"{metric_key_prefix}_kl"] = torch.cat([posterior.kl() for posterior in posteriors]).mean().item()
         figures[f"{metric_key_prefix}_loss"] = figures[f"{metric_key_prefix}_reconstruction"]
         model.train(was_training)

@@ -189,6 +189,8 @@ def fit_autoencoder(
     return {
         "reconstruction_own_latent": final["eval_reconstruction"],
         "reconstruction_shuffled_latent": final["eval_reconstruction_shuffled"],
+        # None: a model without a draft.
+        "reconstruction_draft_alone": final.get("eval_reconstruction_draft"),
         "kl": final["eval_kl"],
         "autoencoder_seconds": seconds,
         "autoencoder_steps": trainer.state.global_step,

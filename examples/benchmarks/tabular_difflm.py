@@ -65,7 +65,8 @@ def sample_difflm(
     details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
     details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
     details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds", "peak_memory_mib") if name in log}
-    details |= {name: round(log[name], 3) for name in ("reconstruction_own_latent", "reconstruction_shuffled_latent")}
+    nats = ("reconstruction_own_latent", "reconstruction_shuffled_latent", "reconstruction_draft_alone")
+    details |= {name: round(log[name], 3) for name in nats if log.get(name) is not None}
     # Row i depends on the seed and i alone: rows sampled before are the first.
     parts, sampled = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
     known = [

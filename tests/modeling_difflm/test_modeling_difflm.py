@@ -202,6 +202,12 @@ def test_a_draft_without_column_embeddings_counts_columns_too(encoder):
     assert bias.any(-1).tolist() == [[True, True, True, False]] * 2
 
 
+def test_a_model_without_a_draft_has_no_loss_of_it(encoder):
+    model = build(encoder, DECODERS["mistral_grouped"](), **COLUMNS)
+    with pytest.raises(ValueError, match="no draft"):
+        model.draft_loss(torch.randn(1, 8), torch.tensor([[3, 2]]))
+
+
 @pytest.mark.parametrize("head", [None, torch.ones(60, 32, dtype=torch.int8)])
 def test_a_draft_needs_a_head_of_plain_numbers(encoder, head):
     model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT)
@@ -216,6 +222,7 @@ def test_the_drafts_loss_is_of_the_tokens_at_its_places(encoder):
     speak(model)
     latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 2], [20, 5, 5, 3, -100, -100]])
     loss = model.column_loss(latents, torch.zeros(2, 0), labels)
+    assert torch.equal(model.draft_loss(latents, labels), loss)  # there are no other columns to tell
     assert model.record_draft.token_ids.tolist() == [2, 3, 4, 5, 8, 20]  # with the end of the record
     head = model.decoder.get_output_embeddings().weight[[2, 3, 4, 5, 8, 20]]
     hidden = model.record_draft.to_hidden(model.record_draft(latents))

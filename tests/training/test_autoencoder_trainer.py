@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
-from difflm.modeling_difflm import DiffLMModel
+from difflm.modeling_difflm import DiffLMModel, locate
 from difflm.pipelines.records import RecordSchema
 from difflm.training import autoencoder_trainer
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
@@ -104,6 +104,20 @@ def test_evaluation_figures(model_folders, dataset, tmp_path):
     assert figures["eval_reconstruction"] == pytest.approx(torch.cat(own).mean().item(), rel=1e-4)
     assert figures["eval_reconstruction_shuffled"] == pytest.approx(torch.cat(other).mean().item(), rel=1e-4)
     assert figures["eval_kl"] == pytest.approx(posterior.kl().mean().item(), rel=1e-4)
+
+
+def test_an_evaluation_says_what_the_draft_alone_costs(model_folders, dataset, tmp_path):
+    training = trainer(model_folders, dataset, tmp_path)
+    assert "eval_reconstruction_draft" not in training.evaluate()
+    options = {"draft_places": [2] * 4, "draft_token_ids": [5, 9], "separator_token_ids": [7]}
+    training.model = build(model_folders, **options)
+    # Untrained, it guesses one of its tokens, the end of the record or another, at each of its places.
+    figures, places = training.evaluate(), 0
+    for row in range(len(dataset)):
+        fed = torch.tensor([[0, *dataset[row]["labels"][:-1]]])
+        columns, since, _ = locate(fed, torch.tensor([7]))
+        places += int((training.model.record_draft.places(columns, since) >= 0).sum())
+    assert figures["eval_reconstruction_draft"] == pytest.approx(places / len(dataset) * math.log(4), rel=1e-5)
 
 
 def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):

@@ -163,6 +163,8 @@ def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path,
     config = pipeline.autoencoder.config
     assert config.column_loss_weight == (1.0 if warmed else 0.0)
     assert (config.draft_places is not None) == (pipeline.autoencoder.record_draft is not None) == warmed
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text(encoding="utf-8"))
+    assert (log["reconstruction_draft_alone"] is not None) == warmed
 
 
 def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path, monkeypatch):
