@@ -1,13 +1,18 @@
 """DiffLM in tabular.py: fitted within the budget, sampled from any prior, and kept for the next run."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from difflm.cli_files import write_atomically
+from difflm.pipelines.fast_decoding import supports
 from difflm.training.evaluation.tables import subsample
 
 
@@ -20,6 +25,7 @@ PRIORS = {
     "difflm_gaussian": "gaussian",
     "difflm_encode": "encode",
     "difflm_no_draft": "diffusion",
+    "difflm_draft_alone": "diffusion",
 }
 # Fits of their own: fields of DiffLMConfig.
 MODELS: dict[str, dict[str, Any]] = {"difflm_no_draft": {"draft_places": None}}
@@ -69,9 +75,11 @@ def sample_difflm(
     details |= {name: round(log[name], 3) for name in nats if log.get(name) is not None}
     # Row i depends on the seed and i alone: rows sampled before are the first.
     parts, sampled = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
+    alone = method == "difflm_draft_alone"
+    name = f"rows-{prior}{'-draft' if alone else ''}"
     known = [
         path
-        for path in folder.glob(f"rows-{prior}-*.parquet")
+        for path in folder.glob(f"{name}-[0-9]*.parquet")
         if (_count(path) == count or (_count(path) < count and prior == "diffusion"))
         and path.with_suffix(".json").is_file()
         and _notes(path)["sample_minutes"] <= sample_minutes
@@ -94,18 +102,33 @@ def sample_difflm(
     while done < count and time.monotonic() - started < seconds_left:
         size = min(ROWS_AT_ONCE, count - done)
         part = None if latents is None else latents[done : done + size]
-        result = pipe(num_samples=size, seed=seed, latents=part, first_row=done)
+        with silenced(pipe.autoencoder.decoder) if alone else contextlib.nullcontext():
+            result = pipe(num_samples=size, seed=seed, latents=part, first_row=done)
         parts.append(result.to_pandas())
         valid += size * float(result.valid_first_attempt)
         done += size
     rows = pd.concat(parts, ignore_index=True)
     seconds = round(sampled["sample_seconds"] + time.monotonic() - started, 1)
     sampled = {"sample_seconds": seconds, "validity_rate": valid / done}
-    kept = folder / f"rows-{prior}-{done}.parquet"
+    kept = folder / f"{name}-{done}.parquet"
     notes = json.dumps(sampled | {"sample_minutes": sample_minutes})
     write_atomically(kept, rows.to_parquet)
     write_atomically(kept.with_suffix(".json"), lambda temporary: temporary.write_text(notes, encoding="utf-8"))
     return rows, details | sampled
+
+
+@contextlib.contextmanager
+def silenced(decoder: Any) -> Iterator[None]:
+    """While open, the language model's layers say nothing: tokens are drawn from what the draft says alone."""
+    if not supports(decoder):
+        raise SystemExit("the draft alone can only be sampled with a decoder that runs packed")
+    layers = decoder.base_model
+    before = layers.forward
+    layers.forward = lambda inputs_embeds, **kwargs: BaseModelOutput(torch.zeros_like(inputs_embeds))
+    try:
+        yield
+    finally:
+        layers.forward = before
 
 
 def _notes(path: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from tabular_quantity import quantity_table
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
     "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "great", "icl", "lora_lm",
-    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_no_draft", "difflm",
+    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm",
 )  # fmt: skip
 # Figure to heading and decimals.
 FIGURES = {
@@ -69,6 +69,10 @@ a machine that is shared. "epochs" are passes over the rows fitted, for methods 
 "sample s". Few rows have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most
 the test split). "fitting rows": known categories alone, and no value missing where none may. "valid texts": what the
 method itself takes for a record before any filter; difflm writes under a grammar, so that all are.
+"difflm_gaussian", "difflm_gmm" and "difflm_encode" draw their latents from a standard normal, a Gaussian mixture and
+the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
+without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
+silent.
 """
 
 
