@@ -87,6 +87,7 @@ def test_figures_are_the_benchmarks():
         return percent + [f"{figures[name]['mean']:.3f}" for name in ("mle", "detection_auc")]
 
     titles = {"DiffLM, SmolLM2-135M": "difflm", "GReaT, SmolLM2-135M": "great", "TVAE": "tvae", "SMOTE": "smote"}
+    titles |= {"without its draft (see below)": "difflm_no_draft", "its draft alone": "difflm_draft_alone"}
     for title, method in titles.items():
         found = entry(method)
         figures = [*cells(found["figures"]), f"{found['figures']['dcr_share']['mean']:.1f} %"]
