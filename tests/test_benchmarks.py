@@ -194,3 +194,10 @@ def test_unknown_method(tabular, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(tabular, monkeypatch, "--methods", "magic")
     assert "no method 'magic'" in capsys.readouterr().err
+
+
+def test_attacks_that_cannot_be_made_are_refused_before_the_fit(tabular, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "anonymeter", None)
+    with pytest.raises(SystemExit):
+        run(tabular, monkeypatch, "--methods", "independent", "--attacks", "linkability")
+    assert "pip install --no-deps anonymeter" in capsys.readouterr().err

@@ -31,6 +31,7 @@ from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableEr
 from difflm.training.evaluation.distributions import copies
 from difflm.training.evaluation.figures import Evaluation, evaluate_tables
 from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.privacy import AttackUnavailableError, attack_library
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
 from difflm.training.hardware import hardware, peak_memory_mib
 
@@ -294,6 +295,11 @@ def main() -> int:
             return 0 if same else 1
         write_atomically(table, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return 0
+    if arguments.attacks:
+        try:
+            attack_library()
+        except AttackUnavailableError as error:  # said before a fit, not after it
+            parser.error(str(error))
     known = {*baselines(), *PRIORS}
     methods = arguments.methods.split(",")
     if unknown := [name for name in methods if name not in known]:

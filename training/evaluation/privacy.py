@@ -19,7 +19,14 @@ class AttackUnavailableError(ImportError):
     """anonymeter is not installed or does not work with the installed libraries."""
 
 
-def _evaluators() -> Any:
+def attack_library() -> Any:
+    """Anonymeter's evaluators.
+
+    Raises
+    ------
+    AttackUnavailableError
+        They cannot be imported; the message says what to install.
+    """
     try:
         from anonymeter import evaluators
     except ImportError as error:
@@ -98,7 +105,7 @@ def privacy_risks(
         raise EvaluationError(f"no attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
     if len(spec.columns) < 2:
         raise EvaluationError("privacy attacks need at least two columns")
-    evaluators = _evaluators()
+    evaluators = attack_library()
     named = {
         "ori": (real, "the real table"),
         "syn": (synthetic, "the synthetic table"),
