@@ -17,6 +17,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,9 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
     entry |= {"sampled_rows": len(rows), "fit": details}
     save(arguments, entry | {"not_run": "fitted, but not measured yet: run it with --judge"})
-    entry |= judge(arguments, tables, rows, spec, seed, method)
+    entry |= judge(arguments, tables, rows, spec, dataset, method, seed)
     if "validity_rate" in details:
         entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
-    if method == "difflm":
-        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
     entry["seconds"] = round(time.monotonic() - started, 1)
     # The highest of the whole process (and of the fit's, if it is used again): run one method at a time to know it.
     entry["peak_memory_mib"] = round(max(peak_memory_mib() or 0, details.pop("peak_memory_mib", 0)))
@@ -159,10 +158,7 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     entry = json.loads(entry_path(arguments.results, dataset, method, seed).read_text(encoding="utf-8"))
     entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
-    rows = pd.read_parquet(path)
-    entry |= judge(arguments, tables, rows, spec, seed, method)
-    if method == "difflm":
-        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
+    entry |= judge(arguments, tables, pd.read_parquet(path), spec, dataset, method, seed)
     if "validity_rate" in entry["fit"]:
         entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
     return entry | {"judged_with": environment()["versions"]}
@@ -183,15 +179,7 @@ def at_rows_of_others(
         entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         count = entry.get("sampled_rows", len(rows))
         if "figures" in entry and count < len(rows):
-            result = evaluate_tables(
-                tables["train"],
-                rows.head(count),
-                spec,
-                holdout=tables["test"],
-                validation=tables["validation"],
-                seeds=arguments.seeds,
-                seed=seed,
-            ).to_dict()
+            result = measure(arguments, tables, rows.head(count), spec, seed)
             figures = {name: result["figures"][name] for name in HEADLINES if name in result["figures"]}
             found[other] = {"rows": count, "figures": figures}
     return found
@@ -215,10 +203,11 @@ def judge(
     tables: dict[str, pd.DataFrame],
     rows: pd.DataFrame,
     spec: TableSpec,
-    seed: int,
+    dataset: str,
     method: str,
+    seed: int,
 ) -> dict[str, Any]:
-    """Evaluate sampled rows against the whole training split."""
+    """Measure sampled rows; those of DiffLM also at the other language methods' numbers."""
     if method == "real":
         # A table beside itself is no measurement: what remains is what a learner makes of it.
         train, test = tables["train"], tables["test"]
@@ -230,6 +219,21 @@ def judge(
         result.add("copy_rate", copies(train, test, spec).copy_rate)
         result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
         return _without_pairs(result)
+    measured = measure(arguments, tables, rows, spec, seed, attacks=arguments.attacks)
+    if method == "difflm":
+        measured["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
+    return measured
+
+
+def measure(
+    arguments: argparse.Namespace,
+    tables: dict[str, pd.DataFrame],
+    rows: pd.DataFrame,
+    spec: TableSpec,
+    seed: int,
+    attacks: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Evaluate rows against the whole training split."""
     result = evaluate_tables(
         tables["train"],
         rows,
@@ -238,7 +242,7 @@ def judge(
         validation=tables["validation"],
         seeds=arguments.seeds,
         seed=seed,
-        attacks=arguments.attacks,
+        attacks=attacks,
         progress=lambda step: print(f"  {step}", flush=True),
     )
     return _without_pairs(result)
