@@ -93,6 +93,10 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     assert again["figures"] == first["figures"] and again["sampled_rows"] == 200
     assert again["fit"]["fit_seconds"] == 12.5 and again["seconds"] == first["seconds"]
     assert again["judged_with"]["pandas"] == pd.__version__
+    assert run(tabular, monkeypatch, *options, "--judge", "--quantity") == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["quantity"]["rows"] == 100
+    with pytest.raises(SystemExit, match="holds 200 rows, not 202"):
+        run(tabular, monkeypatch, *options, "--judge", "--quantity", "--quantity-rows", 101)
     # What was fitted is not lost where measuring it fails.
     with monkeypatch.context() as broken:
         broken.setattr(tabular, "judge", lambda *arguments: 1 / 0)

@@ -158,7 +158,13 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     entry = json.loads(entry_path(arguments.results, dataset, method, seed).read_text(encoding="utf-8"))
     entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
-    entry |= judge(arguments, tables, pd.read_parquet(path), spec, dataset, method, seed)
+    rows = pd.read_parquet(path)
+    entry |= judge(arguments, tables, rows, spec, dataset, method, seed)
+    if arguments.quantity:
+        amount = 2 * (arguments.quantity_rows or len(rows) // 2)
+        if amount > len(rows):
+            raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
+        entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds)
     if "validity_rate" in entry["fit"]:
         entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
     return entry | {"judged_with": environment()["versions"]}
@@ -279,7 +285,9 @@ def main() -> int:
     parser.add_argument("--train-rows", type=int, help="fit on a subsample of so many rows (default: all)")
     parser.add_argument("--rows", type=int, help="rows to sample (default: as many as the training split)")
     parser.add_argument("--quantity", action="store_true", help="also learn from 1x, 2x, real + 1x synthetic rows")
-    parser.add_argument("--quantity-rows", type=int, help="rows in 1x (default: as many as the training split)")
+    parser.add_argument(
+        "--quantity-rows", type=int, help="in 1x (default: the training split's; --judge: half the kept)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of fitting and sampling (default: 0)")
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
     parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")
