@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 from tabular_difflm import PRIORS, sample_difflm
 from tabular_quantity import quantity
-from tabular_table import DATASETS, HEADLINES, LANGUAGE_METHODS, render
+from tabular_table import DATASETS, HEADLINES, LANGUAGE_METHODS, PRIOR_METHODS, render
 
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableError, baselines
@@ -178,9 +178,9 @@ def at_rows_of_others(
     dataset: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure the first rows, as many as each other language method wrote."""
+    """Measure the first rows, as many as each other language method wrote, and each other prior gave."""
     found = {}
-    for other in LANGUAGE_METHODS:
+    for other in (*LANGUAGE_METHODS, *PRIOR_METHODS):
         path = entry_path(arguments.results, dataset, other, seed)
         entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         count = entry.get("sampled_rows", len(rows))
@@ -213,7 +213,7 @@ def judge(
     method: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure sampled rows; those of DiffLM also at the other language methods' numbers."""
+    """Measure sampled rows; those of DiffLM also at the other language methods' and priors' numbers."""
     if method == "real":
         # A table beside itself is no measurement: what remains is what a learner makes of it.
         train, test = tables["train"], tables["test"]

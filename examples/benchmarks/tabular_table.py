@@ -41,6 +41,8 @@ LANGUAGE_METHODS = ("great", "icl", "lora_lm")
 BESIDE = """Their fits and their sampling have the same minutes. In these DiffLM writes more rows, and more rows
 have smaller errors: "at its number of rows" are the first rows of DiffLM, as many as the other method wrote.
 """
+# What latents are drawn from, beside the diffusion.
+PRIOR_METHODS = ("difflm_gaussian", "difflm_gmm", "difflm_encode")
 # Shown first, one small table each; what a good value is.
 HEADLINES = {
     "shape_error": "lower is better",
@@ -145,6 +147,24 @@ def _beside_language_models(groups: dict[tuple[str, str], list[dict[str, Any]]])
     ]
 
 
+def _priors(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """The priors over latents, each beside as many rows of the diffusion."""
+    rows = []
+    for table in DATASETS:
+        for method in PRIOR_METHODS:
+            runs = _run(groups.get((table, method), []))
+            ours = [run.get("at_rows_of", {}).get(method) for run in _run(groups.get((table, "difflm"), [])) if runs]
+            for title, found in ((method, runs), ("difflm", [run for run in ours if run])):
+                cells = [_cell(found, name, FIGURES[name][1]) for name in HEADLINES]
+                count = " / ".join(f"{run.get('sampled_rows', run.get('rows')):,}" for run in found)
+                if found and (row := f"| {table} | {title} | {count} | {' | '.join(cells)} |") not in rows:
+                    rows.append(row)
+    if not rows:
+        return []
+    headings = ["table", "method", "rows", *(FIGURES[name][0] for name in HEADLINES)]
+    return ["## Priors over latents\n", f"| {' | '.join(headings)} |", f"|{'---|' * len(headings)}", *rows, ""]
+
+
 def _distance(
     groups: dict[tuple[str, str], list[dict[str, Any]]],
     table: str,
@@ -225,6 +245,7 @@ def render(folder: Path) -> str:
             cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += _priors(groups)
     lines += quantity_table(groups)
     lines += _real(folder, groups)
     return "\n".join(lines).rstrip() + "\n"

@@ -223,6 +223,11 @@ def test_difflm_is_counted_beside_methods_of_the_same_language_model(renderer, t
     (tmp_path / "adult-great-0.json").unlink()
     (tmp_path / "beijing-great-0.json").unlink()
     assert "DiffLM is better" not in renderer.render(tmp_path)
+    # The priors stand beside as many rows of the diffusion.
+    entry("adult", "difflm_gmm", figures(7.0, 0.80, 0.75))
+    entry("adult", "difflm", figures(4.0, 0.9, 0.7), at_rows_of={"difflm_gmm": fewer["at_rows_of"]["great"]})
+    text = renderer.render(tmp_path)
+    assert "| adult | difflm_gmm | 9 |  | 7.00 | 0.800 | 0.750 |\n| adult | difflm | 3 |  | 9.50 | 0.860 |" in text
 
 
 def test_the_command_writes_figures_and_a_page(table, tmp_path, capsys):
