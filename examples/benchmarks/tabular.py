@@ -127,9 +127,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
     entry |= {"sampled_rows": len(rows), "fit": details}
     save(arguments, entry | {"not_run": "fitted, but not measured yet: run it with --judge"})
-    entry |= judge(arguments, tables, rows, spec, dataset, method, seed)
-    if "validity_rate" in details:
-        entry["figures"]["validity_rate"] = {"mean": details["validity_rate"]}
+    judge(arguments, tables, rows, spec, entry)
     entry["seconds"] = round(time.monotonic() - started, 1)
     # The highest of the whole process (and of the fit's, if it is used again): run one method at a time to know it.
     entry["peak_memory_mib"] = round(max(peak_memory_mib() or 0, details.pop("peak_memory_mib", 0)))
@@ -159,14 +157,12 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
     rows = pd.read_parquet(path)
-    entry |= judge(arguments, tables, rows, spec, dataset, method, seed)
+    judge(arguments, tables, rows, spec, entry)
     if arguments.quantity:
         amount = 2 * (arguments.quantity_rows or len(rows) // 2)
         if amount > len(rows):
             raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
         entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds)
-    if "validity_rate" in entry["fit"]:
-        entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
     return entry | {"judged_with": environment()["versions"]}
 
 
@@ -209,11 +205,10 @@ def judge(
     tables: dict[str, pd.DataFrame],
     rows: pd.DataFrame,
     spec: TableSpec,
-    dataset: str,
-    method: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure sampled rows; those of DiffLM also at the other language methods' and priors' numbers."""
+    entry: dict[str, Any],
+) -> None:
+    """Add what is measured of an entry's rows; of DiffLM's also at the other language methods' and priors' numbers."""
+    dataset, method, seed = entry["dataset"], entry["method"], entry["seed"]
     if method == "real":
         # A table beside itself is no measurement: what remains is what a learner makes of it.
         train, test = tables["train"], tables["test"]
@@ -224,11 +219,13 @@ def judge(
         result.add("mle", *found.scores)
         result.add("copy_rate", copies(train, test, spec).copy_rate)
         result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
-        return _without_pairs(result)
-    measured = measure(arguments, tables, rows, spec, seed, attacks=arguments.attacks)
+        entry |= _without_pairs(result)
+    else:
+        entry |= measure(arguments, tables, rows, spec, seed, attacks=arguments.attacks)
     if method == "difflm":
-        measured["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
-    return measured
+        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
+    if "validity_rate" in entry["fit"]:  # of the method's own texts, before any filter
+        entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
 
 
 def measure(
