@@ -11,71 +11,31 @@ beside the JSONs (results/rows), so that anybody can measure them again without 
 """
 
 import argparse
-import json
 import math
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabular_data import load
 from tabular_difflm import PRIORS, sample_difflm
+from tabular_entries import environment, kept_rows, save
+from tabular_judge import judge, judge_again
 from tabular_quantity import quantity
-from tabular_table import DATASETS, HEADLINES, LANGUAGE_METHODS, PRIOR_METHODS, render
+from tabular_table import DATASETS, render
 
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableError, baselines
-from difflm.training.evaluation.distributions import copies
-from difflm.training.evaluation.figures import Evaluation, evaluate_tables
-from difflm.training.evaluation.learning import machine_learning_efficiency
 from difflm.training.evaluation.privacy import AttackUnavailableError, attack_library
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
-from difflm.training.hardware import hardware, peak_memory_mib
+from difflm.training.hardware import peak_memory_mib
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SPLITS = ("train", "validation", "test")
 # Rows that took longer to make are kept.
 KEPT_SECONDS = 300
-PACKAGES = (
-    "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
-    "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
-)  # fmt: skip
-
-
-def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.DataFrame], TableSpec]:
-    """Read the three splits and the spec of a dataset."""
-    if arguments.data_dir is None:
-        if arguments.hub_dataset is None or arguments.spec is None:
-            raise SystemExit("give --data-dir, or --hub-dataset and --spec")
-        if arguments.dataset == "all":
-            raise SystemExit("--hub-dataset holds one table: say which with --dataset")
-        from datasets import load_dataset
-
-        loaded = load_dataset(arguments.hub_dataset)
-        tables, settings = (
-            {name: loaded[name].to_pandas() for name in SPLITS},
-            json.loads(Path(arguments.spec).read_text()),
-        )
-    else:
-        folder = Path(arguments.data_dir) / dataset
-        settings = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
-        # Empty cells alone are missing: "?" and "NA" are categories of these tables.
-        tables = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""]) for name in SPLITS}
-    regression = settings["task"] == "regression"
-    spec = TableSpec.infer(
-        tables["train"],
-        target=settings["target"],
-        categorical=settings["categorical"],
-        task="regression" if regression else "classification",
-        positive=settings.get("positive"),
-        log_target=regression,
-    )
-    return tables, spec
 
 
 def run_baseline(
@@ -141,132 +101,6 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
             rows = model.sample(amount)
         entry["quantity"] = quantity(tables, rows, spec, arguments.seeds)
     return entry
-
-
-def kept_rows(results: Path, dataset: str, method: str, seed: int) -> Path:
-    """Where rows are kept."""
-    return results / "rows" / f"{dataset}-{method}-{seed}.parquet"
-
-
-def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: int) -> dict[str, Any]:
-    """Measure the kept rows of an entry anew; what it says of its fit and of the machine stays."""
-    path = kept_rows(arguments.results, dataset, method, seed)
-    if not path.is_file():
-        raise SystemExit(f"no rows of {method} on {dataset} are kept ({path}): run it without --judge")
-    entry = json.loads(entry_path(arguments.results, dataset, method, seed).read_text(encoding="utf-8"))
-    entry.pop("not_run", None)
-    tables, spec = load(arguments, dataset)
-    rows = pd.read_parquet(path)
-    judge(arguments, tables, rows, spec, entry)
-    if arguments.quantity:
-        amount = 2 * (arguments.quantity_rows or len(rows) // 2)
-        if amount > len(rows):
-            raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
-        entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds)
-    return entry | {"judged_with": environment()["versions"]}
-
-
-def at_rows_of_others(
-    arguments: argparse.Namespace,
-    tables: dict[str, pd.DataFrame],
-    rows: pd.DataFrame,
-    spec: TableSpec,
-    dataset: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure the first rows, as many as each other language method wrote, and each other prior gave."""
-    found = {}
-    for other in (*LANGUAGE_METHODS, *PRIOR_METHODS):
-        path = entry_path(arguments.results, dataset, other, seed)
-        entry = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        count = entry.get("sampled_rows", len(rows))
-        if "figures" in entry and count < len(rows):
-            result = measure(arguments, tables, rows.head(count), spec, seed)
-            figures = {name: result["figures"][name] for name in HEADLINES if name in result["figures"]}
-            found[other] = {"rows": count, "figures": figures}
-    return found
-
-
-def entry_path(results: Path, dataset: str, method: str, seed: int) -> Path:
-    """Where an entry is."""
-    return results / f"{dataset}-{method}-{seed}.json"
-
-
-def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
-    """Write an entry, whole or not at all."""
-    text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    path = entry_path(arguments.results, entry["dataset"], entry["method"], entry["seed"])
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def judge(
-    arguments: argparse.Namespace,
-    tables: dict[str, pd.DataFrame],
-    rows: pd.DataFrame,
-    spec: TableSpec,
-    entry: dict[str, Any],
-) -> None:
-    """Add what is measured of an entry's rows; of DiffLM's also at the other language methods' and priors' numbers."""
-    dataset, method, seed = entry["dataset"], entry["method"], entry["seed"]
-    if method == "real":
-        # A table beside itself is no measurement: what remains is what a learner makes of it.
-        train, test = tables["train"], tables["test"]
-        found = machine_learning_efficiency(
-            train, rows, test, spec, validation=tables["validation"], seeds=arguments.seeds
-        )
-        result = Evaluation(details={"mle": {"metric": found.metric, "settings": found.settings}})
-        result.add("mle", *found.scores)
-        result.add("copy_rate", copies(train, test, spec).copy_rate)
-        result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
-        entry |= _without_pairs(result)
-    else:
-        entry |= measure(arguments, tables, rows, spec, seed, attacks=arguments.attacks)
-    if method == "difflm":
-        entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
-    if "validity_rate" in entry["fit"]:  # of the method's own texts, before any filter
-        entry["figures"]["validity_rate"] = {"mean": entry["fit"]["validity_rate"]}
-
-
-def measure(
-    arguments: argparse.Namespace,
-    tables: dict[str, pd.DataFrame],
-    rows: pd.DataFrame,
-    spec: TableSpec,
-    seed: int,
-    attacks: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Evaluate rows against the whole training split."""
-    result = evaluate_tables(
-        tables["train"],
-        rows,
-        spec,
-        holdout=tables["test"],
-        validation=tables["validation"],
-        seeds=arguments.seeds,
-        seed=seed,
-        attacks=attacks,
-        progress=lambda step: print(f"  {step}", flush=True),
-    )
-    return _without_pairs(result)
-
-
-def _without_pairs(result: Evaluation) -> dict[str, Any]:
-    return {name: value for name, value in result.to_dict().items() if name != "pairs"}
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"versions": versions, "hardware": hardware(device)}
 
 
 def main() -> int:

@@ -1,0 +1,49 @@
+"""What tabular.py leaves: one JSON per (dataset, method, seed), and beside it the rows that took long to make."""
+
+import argparse
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from difflm.cli_files import write_atomically
+from difflm.training.hardware import hardware
+
+
+PACKAGES = (
+    "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
+    "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
+)  # fmt: skip
+
+
+def entry_path(results: Path, dataset: str, method: str, seed: int) -> Path:
+    """Where an entry is."""
+    return results / f"{dataset}-{method}-{seed}.json"
+
+
+def kept_rows(results: Path, dataset: str, method: str, seed: int) -> Path:
+    """Where rows are kept."""
+    return results / "rows" / f"{dataset}-{method}-{seed}.parquet"
+
+
+def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
+    """Write an entry, whole or not at all."""
+    text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = entry_path(arguments.results, entry["dataset"], entry["method"], entry["seed"])
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {"versions": versions, "hardware": hardware(device)}
