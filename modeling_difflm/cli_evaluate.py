@@ -3,10 +3,12 @@
 import argparse
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ATTACKS = ("singling_out", "linkability", "inference")
 
 
@@ -66,7 +68,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {arguments.seeds}")
+    if arguments.pipeline and not Path(arguments.pipeline).is_dir() and not HUB_ID.fullmatch(arguments.pipeline):
+        raise FileNotFoundError(errno.ENOENT, "no fitted pipeline", arguments.pipeline)
     folder = Path(arguments.output_dir)
+    if folder.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "a folder is written, and this is a file", str(folder))
     target = folder / "evaluation.json"
     if target.exists() and not arguments.overwrite:
         raise FileExistsError(
@@ -76,11 +82,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from difflm.training.data import read_table
     from difflm.training.evaluation.figures import evaluate_tables
     from difflm.training.evaluation.html_report import latent_pair, write_evaluation_report
+    from difflm.training.evaluation.privacy import attack_library
     from difflm.training.evaluation.tables import TableSpec
 
+    if arguments.attacks:
+        attack_library()  # said before the minutes of measuring, not after them
     real = read_table(arguments.real)
-    synthetic = read_table(arguments.synthetic, min_rows=1)
-    holdout, validation = (read_table(path) if path else None for path in (arguments.holdout, arguments.validation))
+    synthetic, holdout, validation = (
+        read_table(path, min_rows=1) if path else None
+        for path in (arguments.synthetic, arguments.holdout, arguments.validation)
+    )
     spec = TableSpec.infer(
         real,
         target=arguments.target,
@@ -100,15 +111,19 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         attacks=arguments.attacks,
         progress=lambda step: print(f"measuring {step} ..."),
     )
-    latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # After the figures are safe: what a page cannot show must not cost them.
+    latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
     report = write_evaluation_report(folder / "report.html", result, real, synthetic, spec, latents=latents)
     width = max(map(len, result.figures))
     for name, figure in result.figures.items():
         spread = f" ± {figure['std']:.4f}" if "std" in figure else ""
+        spread += f" ({figure['low']:.4f} to {figure['high']:.4f})" if "low" in figure else ""
         print(f"{name:{width}}  {figure['mean']:.4f}{spread}")
+    for line in result.warnings:
+        print(f"note: {line}")
     for name, reason in result.skipped.items():
         print(f"{name}: not measured: {reason}")
     print(f"{target}\n{report}")

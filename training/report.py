@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from difflm.cli_files import write_atomically
-from difflm.training.table_comparison import ColumnComparison, is_number, mean_shape_error_percent
+from difflm.training.table_comparison import ColumnComparison, bin_edges, is_number, mean_shape_error_percent
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ REAL, SYNTHETIC, THIRD, INK, FAINT = "#3b6ea5", "#e07b39", "#5b9279", "#22303c",
 MAX_CATEGORIES = 8
 MAX_MARKERS = 40
 STYLE: dict[Any, Any] = {
+    "text.parse_math": False,  # a name with a dollar sign is no formula
     "font.size": 11,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": FAINT,
@@ -140,7 +141,7 @@ def plot_column(real: pd.Series, synthetic: pd.Series) -> str:
     if is_number(real):
         numbers = [column.astype(float).to_numpy() for column in (real_present, synthetic_present)]
         pooled = np.concatenate(numbers)
-        bins = np.histogram_bin_edges(pooled, bins=24) if pooled.size else np.linspace(0, 1, 3)
+        bins = bin_edges(pooled, 24)
         for values, colour, label in zip(numbers, (REAL, SYNTHETIC), ("real", "synthetic"), strict=True):
             if not values.size:
                 continue

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 
@@ -39,6 +41,20 @@ class ColumnComparison:
 def is_number(values: pd.Series) -> bool:
     """Tell whether a column holds numbers; booleans are categories."""
     return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def bin_edges(values: Any, bins: int) -> npt.NDArray[np.float64]:
+    """Edges of equal bins over the range of numbers, as NumPy's histograms have them, but of numbers of any size.
+
+    Of no numbers, from 0 to 1. Where the numbers are all the same, or too near each other for so many bins, the edges
+    lie around them.
+    """
+    low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
+    if high / 2 - low / 2 <= bins * max(np.spacing(abs(low)), np.spacing(abs(high))):
+        apart = max(0.5, bins * float(np.spacing(max(abs(low), abs(high)))))
+        low, high = low - apart, high + apart
+    # Halves, as the range of the largest numbers is none itself.
+    return 2 * np.linspace(low / 2, high / 2, bins + 1)
 
 
 def shape_error_percent(real: pd.Series, synthetic: pd.Series) -> float:

@@ -7,7 +7,7 @@
 
 DATA holds <dataset>/{train,validation,test}.csv and spec.json. Instead, --hub-dataset USER/NAME takes the splits of
 these names from a dataset on the Hub, with a --spec file. Rows that took more than five minutes to make are kept
-beside the JSONs (results/rows), so that anybody can measure them again without the fit.
+beside the JSONs (results/rows), so that anybody can measure them again without the fit (but for the oldest entries).
 """
 
 import argparse

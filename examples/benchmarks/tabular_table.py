@@ -23,11 +23,13 @@ FIGURES = {
     "trend_error_of_holdout": ("trend floor %", 2),
     "mle": ("MLE", 3),
     "detection_auc": ("detection AUC, XGBoost", 3),
+    "detection_auc_holdout": ("detection AUC beside unseen rows", 3),
     "detection_score": ("detection score, XGBoost", 3),
     "detection_auc_logistic": ("detection AUC, logistic", 3),
     "alpha_precision": ("alpha-precision", 3),
     "beta_recall": ("beta-recall", 3),
     "dcr_share": ("DCR share %", 1),
+    "dcr_share_of_copies": ("of copies", 1),
     "copy_rate": ("copies", 4),
     "duplicate_rate": ("duplicates", 4),
     "missing_rate_error": ("missing-rate error", 2),
@@ -62,8 +64,12 @@ Written by `python examples/benchmarks/tabular.py --render` from the JSON files 
 
 Fitted on the training split; MLE is XGBoost fitted on the synthetic rows, its settings chosen on the real validation
 split, and scored on the test split (AUC; beijing: RMSE of log(max(pm2.5, 1)), lower is better). Detection: 5-fold,
-equal counts; an AUC of 0.5 and a score of 1 are perfect. DCR share: rows nearer to the training split than to an equal
-number of test rows, 50 is ideal. Copies and duplicates in the row "real" are those of the test split, as a reference.
+equal counts; an AUC of 0.5 and a score of 1 are perfect, and less than 0.5 is a sign of copies; "beside unseen rows"
+are those of the test split instead of the training split. DCR share: rows nearer to the training split than to as many
+test rows, 50 is ideal; "of copies": what plain copies of training rows would have. Risks are what the rows
+give away beyond a control, with a 95 % interval. What was added to the measures later, and how risks were measured at
+first (on 5,000 rows of each table), remains in entries whose rows were not kept: their columns are empty or have no
+interval. Copies and duplicates in the row "real" are those of the test split, as a reference.
 ± is the standard deviation over repetitions. A small shape error alone proves nothing: see the independent columns.
 "budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
 a machine that is shared. "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at
@@ -90,7 +96,8 @@ def _cell(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     values = [figure["mean"] for figure in figures]
     # Over fits if there are several, else over the learner's seeds.
     spread = pstdev(values) if len(values) > 1 else figures[0].get("std")
-    return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    interval = f" ({figures[0]['low']:.2f} to {figures[0]['high']:.2f})" if "low" in figures[0] else ""
+    return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else interval)
 
 
 def _summary(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:

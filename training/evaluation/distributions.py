@@ -8,8 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import MISSING, Distances, EvaluationError, TableSpec, prepare, subsample
-from difflm.training.table_comparison import shape_error_percent
+from difflm.training.evaluation.tables import (
+    MISSING,
+    Distances,
+    EvaluationError,
+    TableSpec,
+    prepare,
+    subsample,
+    with_plain_names,
+)
+from difflm.training.table_comparison import bin_edges, shape_error_percent
 
 
 def shape_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> dict[str, float]:
@@ -60,8 +68,7 @@ def trend_errors(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -
     binned_real: dict[str, pd.Series] = {}
     binned_synthetic: dict[str, pd.Series] = {}
     for name in spec.numerical:
-        present = real[name].dropna()
-        edges = np.histogram_bin_edges(present, bins=10) if len(present) else np.array([0.0, 1.0])
+        edges = bin_edges(real[name].dropna(), 10)
         for table, target in ((real, binned_real), (synthetic, binned_synthetic)):
             bins = pd.Series(np.digitize(table[name], edges[1:-1]).astype(str))
             target[name] = bins.where(table[name].notna(), MISSING)
@@ -101,7 +108,7 @@ def validity_rate(texts: Sequence[str], schema: Any) -> float:
     Parameters
     ----------
     texts
-        As generated.
+        As generated; None (nothing was) is no record.
     schema
         A ``RecordSchema``: all columns required, each of the right type, categories of the training table.
 
@@ -112,15 +119,17 @@ def validity_rate(texts: Sequence[str], schema: Any) -> float:
     """
     from difflm.pipelines.records import RecordParseError
 
-    if not len(texts):
+    if isinstance(texts, str):
+        raise EvaluationError("texts must be a list of texts, not one text")
+    texts = list(texts)
+    if not texts:
         raise EvaluationError("there are no texts to validate")
     valid = 0
     for text in texts:
         try:
-            schema.parse(text)
+            valid += text is not None and schema.parse(text) is not None
         except RecordParseError:
             continue
-        valid += 1
     return valid / len(texts)
 
 
@@ -166,12 +175,16 @@ class ClosestRecords:
         To all training rows.
     share_percent
         Rows nearer to train than to the holdout; ties count half. 50 is ideal.
+    share_of_copies_percent
+        The same of training rows: what a generator that only copies would have. It is below 100 where the holdout
+        is smaller than the training table, as most copies are then of rows that were not drawn.
     """
 
     to_train: npt.NDArray[np.float64]
     to_holdout: npt.NDArray[np.float64]
     to_all_train: npt.NDArray[np.float64]
     share_percent: float
+    share_of_copies_percent: float
 
 
 def distance_to_closest_record(
@@ -202,14 +215,31 @@ def distance_to_closest_record(
         Most synthetic rows, and most rows of each of the two references of equal size.
     """
     real, holdout = prepare(real, spec, "the real table"), prepare(holdout, spec, "the holdout")
-    rows = subsample(prepare(synthetic, spec), max_rows, seed)
+    rows = subsample(prepare(synthetic, spec), max_rows, seed, stream=1)
     size = min(len(real), len(holdout), max_references)
     distances = Distances(pd.concat([real, holdout]), spec)
-    to_train = distances.to_nearest(rows, subsample(real, size, seed))
-    to_holdout = distances.to_nearest(rows, subsample(holdout, size, seed))
+    train, unseen = subsample(real, size, seed, stream=2), subsample(holdout, size, seed, stream=3)
+    to_train, to_holdout = distances.to_nearest(rows, train), distances.to_nearest(rows, unseen)
+    copied = subsample(real, len(rows), seed, stream=4)
+    ceiling = _share_percent(distances.to_nearest(copied, train), distances.to_nearest(copied, unseen))
+    share = _share_percent(to_train, to_holdout)
+    return ClosestRecords(to_train, to_holdout, distances.to_nearest(rows, real), share, ceiling)
+
+
+def _share_percent(to_train: npt.NDArray[np.float64], to_holdout: npt.NDArray[np.float64]) -> float:
     tied = np.isclose(to_train, to_holdout, rtol=0.0, atol=1e-12)
-    share = np.where(tied, 0.5, to_train < to_holdout).mean()
-    return ClosestRecords(to_train, to_holdout, distances.to_nearest(rows, real), 100.0 * float(share))
+    return 100.0 * float(np.where(tied, 0.5, to_train < to_holdout).mean())
+
+
+def _join_rare(tables: list[pd.DataFrame], name: str, most: int) -> None:
+    """Keep the commonest categories of a column apart: one-hot rows of thousands of them would fill the memory."""
+    counts = tables[0][name].value_counts()
+    invented = set(tables[1][name]) - set(counts.index)
+    if len(counts) + len(invented) <= most:
+        return
+    known, common = set(counts.index), set(counts.index[:most])
+    for table in tables:
+        table[name] = [v if v in common else ("\0rare" if v in known else "\0invented") for v in table[name]]
 
 
 def precision_recall(
@@ -219,6 +249,7 @@ def precision_recall(
     *,
     seed: int = 0,
     max_rows: int = 5_000,
+    max_categories: int = 500,
     steps: int = 30,
 ) -> tuple[float, float]:
     """Integrated alpha-precision and beta-recall (Alaa et al. 2022, arXiv 2102.08921), each 1 at best.
@@ -235,6 +266,8 @@ def precision_recall(
         What the columns are.
     seed, max_rows
         Draw of the same number of rows of each.
+    max_categories
+        Of a column; rarer ones count as one, and those that only the synthetic rows have as another.
     steps
         Number of radii.
 
@@ -253,8 +286,12 @@ def precision_recall(
     size = min(max_rows, *map(len, tables))
     if size < 2:
         raise EvaluationError("alpha-precision needs at least two rows of each table")
+    drawn = [subsample(table, size, seed, stream=place) for place, table in enumerate(tables, start=1)]
+    tables, spec = with_plain_names(*drawn, spec=spec)
     for table in tables:
         table[list(spec.categorical)] = table[list(spec.categorical)].fillna(MISSING)
+    for name in spec.categorical:
+        _join_rare(tables, name, max_categories)
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     # Both tables' categories: one that was invented is as far from every real row as a wrong one.
     known = [np.unique(np.concatenate([table[name] for table in tables]).astype(str)) for name in spec.categorical]
@@ -263,7 +300,7 @@ def precision_recall(
         (OneHotEncoder(categories=known), list(spec.categorical)),
         sparse_threshold=0.0,
     ).fit(tables[0])
-    points, sampled = (encoder.transform(subsample(table, size, seed)) for table in tables)
+    points, sampled = (encoder.transform(table) for table in tables)
     alphas = np.linspace(0, 1, steps)
 
     def radii(rows: npt.NDArray[Any], centre: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from difflm.training.evaluation.distributions import (
 )
 from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
 from difflm.training.evaluation.privacy import AttackUnavailableError, privacy_risks
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
+from difflm.training.evaluation.tables import EvaluationError, TableSpec, foreign_values, prepare, subsample
+
+
+FEW_ROWS = 100
 
 
 @dataclass
@@ -31,11 +35,14 @@ class Evaluation:
     Parameters
     ----------
     figures
-        Name to ``mean``, ``std`` (over seeds, where there are several) and ``values``.
+        Name to ``mean``, ``std`` (over seeds, where there are several) and ``values``; of a risk ``low`` and ``high``
+        (95 % interval).
     columns, pairs
         Shape error of each column, and trend error of each pair (``"a | b"``), in percent.
     skipped
         What could not be measured, and why.
+    warnings
+        What a reader of the figures should know of the tables.
     details
         Rows, settings and seconds.
     closest, detectors
@@ -46,6 +53,7 @@ class Evaluation:
     columns: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     closest: ClosestRecords | None = None
     detectors: dict[str, Detection] = field(default_factory=dict)
@@ -67,7 +75,7 @@ class Evaluation:
                 return [clean(entry) for entry in value]
             return None if isinstance(value, float) and not math.isfinite(value) else value
 
-        names = ("figures", "columns", "pairs", "skipped", "details")
+        names = ("figures", "columns", "pairs", "skipped", "warnings", "details")
         return {name: clean(getattr(self, name)) for name in names}
 
 
@@ -121,6 +129,20 @@ def evaluate_tables(
     result = Evaluation(details={"rows": {"real": len(real), "synthetic": len(synthetic)}, "seconds": {}})
     result.details["rows"]["holdout"] = None if holdout is None else len(holdout)
 
+    result.warnings += foreign_values(real, synthetic, spec).values()
+    for table, name in ((synthetic, "synthetic table"), (holdout, "holdout")):
+        if table is not None and len(table) < FEW_ROWS:
+            result.warnings.append(f"the {name} has {len(table)} rows: chance moves its figures")
+    result.details |= {
+        "seed": seed,
+        "seeds": seeds,
+        "target": spec.target,
+        "task": spec.task,
+        "numerical": list(map(str, spec.numerical)),
+        "categorical": list(map(str, spec.categorical)),
+        "versions": {package: version(package) for package in ("difflm", "sdmetrics", "scikit-learn")},
+    }
+
     def distributions() -> None:
         result.columns = shape_errors(real, synthetic, spec)
         pairs = trend_errors(real, synthetic, spec)
@@ -137,7 +159,7 @@ def evaluate_tables(
             reference = copies(real, holdout, spec)
             result.add("copy_rate_of_holdout", reference.copy_rate)
             result.add("duplicate_rate_of_holdout", reference.duplicate_rate)
-            # What chance alone does to so many rows: no generator can be expected to stay below.
+            # What chance alone does to so many rows (of the holdout at most).
             unseen = subsample(holdout, len(synthetic), seed)
             result.details["rows"]["floor"] = len(unseen)
             result.add("shape_error_of_holdout", float(np.mean(list(shape_errors(real, unseen, spec).values()))))
@@ -152,6 +174,10 @@ def evaluate_tables(
             result.add(f"detection_auc{suffix}", *(one.auc for one in found))
             result.add(f"detection_score{suffix}", *(one.score for one in found))
             result.detectors[name] = found[0]
+        if holdout is not None:
+            # Beside rows that cannot have been copied; fewer of them, so that it sees a little less.
+            found = [detection(holdout, synthetic, spec, seed=seed + i) for i in range(min(seeds, 3))]
+            result.add("detection_auc_holdout", *(one.auc for one in found))
 
     def coverage() -> None:
         precision, recall = precision_recall(real, synthetic, spec, seed=seed)
@@ -172,6 +198,7 @@ def evaluate_tables(
             raise EvaluationError("DCR needs a holdout")
         result.closest = distance_to_closest_record(real, holdout, synthetic, spec, seed=seed)
         result.add("dcr_share", result.closest.share_percent)
+        result.add("dcr_share_of_copies", result.closest.share_of_copies_percent)
         for quantile in (5, 50):
             result.add(f"dcr_p{quantile:02d}", float(np.percentile(result.closest.to_all_train, quantile)))
 
@@ -185,6 +212,7 @@ def evaluate_tables(
                 result.skipped[name] = str(error)
                 continue
             result.add(f"{name}_risk", risk["risk"])
+            result.figures[f"{name}_risk"] |= {"low": risk["low"], "high": risk["high"]}
             result.details.setdefault("attacks", {})[name] = risk
 
     steps: list[tuple[str, Callable[[], None]]] = [("distributions", distributions), ("dcr", closest)]
@@ -198,5 +226,7 @@ def evaluate_tables(
             step()
         except EvaluationError as error:
             result.skipped[name] = str(error)
+        except Exception as error:  # of a library, on a table that nobody thought of: the other figures remain
+            result.skipped[name] = f"{type(error).__name__}: {error}"
         result.details["seconds"][name] = round(time.monotonic() - started, 1)
     return result

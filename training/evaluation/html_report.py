@@ -20,11 +20,19 @@ TITLES: dict[str, tuple[str, str]] = {
     "shape_error": ("Column shape error", "%, 0 is best"),
     "trend_error": ("Column pair trend error", "%, 0 is best"),
     "mle": ("Machine-learning efficiency", "on real test rows"),
+    "detection_auc_holdout": ("Detection beside unseen rows, XGBoost", "ROC AUC, 0.5 is best"),
     "detection_auc": ("Detection, XGBoost", "ROC AUC, 0.5 is best"),
     "detection_auc_logistic": ("Detection, logistic", "ROC AUC, 0.5 is best"),
     "detection_score": ("Detection score, XGBoost", "1 is best"),
     "detection_score_logistic": ("Detection score, logistic", "1 is best"),
     "dcr_share": ("Nearer to training rows than to others", "%, 50 is best"),
+    "dcr_share_of_copies": ("The same of copies of training rows", "%, the worst there is"),
+    "dcr_p05": ("Distance to the closest training row, 5 % quantile", "L1"),
+    "dcr_p50": ("Distance to the closest training row, median", "L1"),
+    "copy_rate_of_holdout": ("Copies among the unseen rows", "share, for comparison"),
+    "duplicate_rate_of_holdout": ("Duplicates among the unseen rows", "share, for comparison"),
+    "shape_error_of_holdout": ("Column shape error of unseen rows", "%, for comparison"),
+    "trend_error_of_holdout": ("Column pair trend error of unseen rows", "%, for comparison"),
     "copy_rate": ("Copies of training rows", "share"),
     "duplicate_rate": ("Duplicates", "share"),
     "fitting_rate": ("Rows with known categories only", "share, 1 is best"),
@@ -141,7 +149,16 @@ def plot_latent_map(
 
 def _value(figure: dict[str, Any]) -> str:
     spread = f" ± {figure['std']:.2g}" if "std" in figure else ""
+    spread += f" ({figure['low']:.2g} to {figure['high']:.2g})" if "low" in figure else ""
     return f"{figure['mean']:.4g}{spread}"
+
+
+def _title(name: str, result: Evaluation) -> tuple[str, str]:
+    title, unit = TITLES.get(name, (name.replace("_", " "), ""))
+    if name == "mle" and "mle" in result.details:
+        auc = result.details["mle"]["metric"] == "auc"
+        unit = f"{'ROC AUC' if auc else 'RMSE'} {unit}, {'1' if auc else '0'} is best"
+    return title, unit
 
 
 def render_evaluation(
@@ -173,7 +190,7 @@ def render_evaluation(
             targets = (_mapped(left[name]), _mapped(right[name]))
             plots.append(("Latents (t-SNE)", plot_latent_map(latents, targets, name, name in spec.numerical)))
     shown = [
-        (*TITLES.get(name, (name.replace("_", " "), "")), _value(result.figures[name]))
+        (*_title(name, result), _value(result.figures[name]))
         for name in [*TITLES, *(other for other in result.figures if other not in TITLES)]
         if name in result.figures
     ]

@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, TargetError, prepare, with_categories
+from difflm.training.evaluation.tables import (
+    MISSING,
+    EvaluationError,
+    TableSpec,
+    TargetError,
+    prepare,
+    with_categories,
+    with_plain_names,
+)
 
 
 # The same grid for every table and method; the number of trees is set by early stopping on the same real rows.
@@ -98,7 +106,8 @@ def machine_learning_efficiency(
     spec
         Columns, target and task.
     validation
-        Real rows; default: a tenth of ``real``, set aside from it, and from ``synthetic`` if that is the same object.
+        Real rows; default: a tenth of ``real`` (of each class), set aside from it, and from ``synthetic`` if that is
+        the same object.
     seeds
         Number of fits with the chosen settings.
     seed
@@ -114,15 +123,16 @@ def machine_learning_efficiency(
     Raises
     ------
     TargetError
-        No target, or test or validation rows that hold fewer than two of its values.
+        No target, no other column, synthetic rows without any of its values, or test or validation rows that hold
+        fewer than two of them.
     """
     if spec.target is None or spec.task is None:
         raise TargetError("machine-learning efficiency needs a target")
+    if len(spec.columns) < 2:
+        raise TargetError(f"machine-learning efficiency needs another column than {spec.target!r} to predict it from")
     if validation is None:
         same = synthetic is real
-        real = real.reset_index(drop=True)
-        chosen = real.sample(frac=0.1, random_state=seed).index
-        validation, real = real.loc[chosen], real.drop(chosen)
+        validation, real = _set_aside(real, spec, seed)
         synthetic = real if same else synthetic
     tables = {"real": real, "synthetic": synthetic, "test": test, "validation": validation}
     prepared = {name: prepare(table, spec, f"the {name} table") for name, table in tables.items()}
@@ -136,12 +146,27 @@ def machine_learning_efficiency(
         tuple(name for name in spec.numerical if name != spec.target),
         tuple(name for name in spec.categorical if name != spec.target),
     )
-    encoded = dict(
-        zip(prepared, with_categories(*(table[features] for table in prepared.values()), spec=parts), strict=True)
-    )
+    plain, parts = with_plain_names(*(table[features] for table in prepared.values()), spec=parts)
+    encoded = dict(zip(prepared, with_categories(*plain, spec=parts), strict=True))
     if spec.task == "regression":
         return _regression(encoded, targets, spec, range(seed, seed + seeds), grid)
     return _classification(encoded, targets, spec, range(seed, seed + seeds), grid)
+
+
+def _set_aside(real: pd.DataFrame, spec: TableSpec, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return a tenth of the rows, and the others; of each class a tenth, and one at least if it has two."""
+    real = real.reset_index(drop=True)
+    if spec.task == "regression":
+        chosen = real.sample(frac=0.1, random_state=seed).index
+    else:
+        labels = prepare(real, spec, "the real table")[spec.target]
+        parts = [
+            part.sample(max(1, round(0.1 * len(part))), random_state=seed).index.to_series()
+            for _, part in labels.groupby(labels)
+            if len(part) > 1
+        ]
+        chosen = pd.Index(pd.concat(parts)) if parts else real.index[:0]
+    return real.loc[chosen], real.drop(chosen)
 
 
 def _regression(
@@ -183,6 +208,11 @@ def _classification(
         if len(np.unique(codes[name])) < 2:
             raise TargetError(f"the {name} table needs at least two of the real table's values of {spec.target!r}")
     learnt = np.unique(codes["synthetic"])
+    if not len(learnt):
+        raise TargetError(
+            f"no synthetic value of {spec.target!r} is in the real table "
+            f"({targets['synthetic'].head(1).tolist() or 'all are missing'}, not {names})"
+        )
     if len(learnt) < 2:
         return Efficiency("auc", (0.5,) * len(seeds), {}, 0.5)
 
@@ -197,7 +227,7 @@ def _classification(
 
     def fit(settings: dict[str, Any], seed: int) -> tuple[Any, float]:
         model = XGBClassifier(
-            **SETTINGS, **settings, random_state=seed, eval_metric="logloss" if len(learnt) > 2 else "auc"
+            **SETTINGS, **settings, random_state=seed, eval_metric="mlogloss" if len(learnt) > 2 else "auc"
         )
         held_out = [(rows["validation"][watched], [position[v] for v in codes["validation"][watched]])]
         model.fit(rows["synthetic"], [position[v] for v in codes["synthetic"]], eval_set=held_out, verbose=False)
@@ -219,7 +249,7 @@ class Detection:
     Parameters
     ----------
     auc
-        Area under the ROC curve; 0.5 is perfect.
+        Area under the ROC curve; 0.5 is perfect, less a sign of copies (see ``score``).
     truth
         1 for real, shape (rows,).
     scores
@@ -232,7 +262,11 @@ class Detection:
 
     @property
     def score(self) -> float:
-        """1 - 2 * abs(auc - 0.5): 1 is perfect, 0 means that every row is recognised."""
+        """1 - 2 * abs(auc - 0.5): 1 is perfect, 0 means that every row is recognised.
+
+        An AUC well below 0.5 is the sign of copies: each has its twin under the other label. Copies beside rows that
+        are easily recognised can so add up to a good score; beside unseen real rows they do not.
+        """
         return 1.0 - 2.0 * abs(self.auc - 0.5)
 
 
@@ -292,7 +326,7 @@ def detection(
 
     if classifier not in ("xgboost", "logistic"):
         raise EvaluationError(f"no detector {classifier!r}: choose xgboost or logistic")
-    tables = [prepare(real, spec, "the real table"), prepare(synthetic, spec)]
+    tables, spec = with_plain_names(prepare(real, spec, "the real table"), prepare(synthetic, spec), spec=spec)
     rows = min(max_rows, *map(len, tables))
     if rows < FOLDS:
         raise EvaluationError(f"detection needs at least {FOLDS} rows of each table, got {rows}")
@@ -304,7 +338,7 @@ def detection(
     if classifier == "xgboost":
         (pooled,) = with_categories(pooled, spec=spec)
     else:
-        pooled[list(spec.categorical)] = pooled[list(spec.categorical)].fillna("\0missing")
+        pooled[list(spec.categorical)] = pooled[list(spec.categorical)].fillna(MISSING)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     model = _detector(classifier, spec, seed)
     scores = cross_val_predict(model, pooled, truth, cv=folds, method="predict_proba")[:, 1]

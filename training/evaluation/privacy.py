@@ -64,7 +64,7 @@ def privacy_risks(
     *,
     attacks: Sequence[str] = ATTACKS,
     num_attacks: int = 300,
-    max_rows: int = 5_000,
+    max_rows: int = 50_000,
     secret: str | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
@@ -81,7 +81,7 @@ def privacy_risks(
     num_attacks
         Guesses per attack; at most as many as the holdout has rows.
     max_rows
-        Of each table.
+        Of each table. Fewer than are published would hide what the others give away.
     secret
         Column to infer from all others; default: the target, else the last column.
     seed
@@ -112,8 +112,8 @@ def privacy_risks(
         "control": (holdout, "the holdout"),
     }
     tables = {}
-    for key, (table, name) in named.items():
-        rows = subsample(prepare(table, spec, name), max_rows, seed)
+    for stream, (key, (table, name)) in enumerate(named.items(), start=1):
+        rows = subsample(prepare(table, spec, name), max_rows, seed, stream=stream)
         rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna(MISSING)
         tables[key] = rows
     for name in spec.numerical:

@@ -84,6 +84,11 @@ class TableMetric(evaluate.Metric, ABC):
         seed: int = 0,
         seeds: int = 5,
     ) -> dict[str, Any]:
+        for table, name in ((real, "real"), (synthetic, "synthetic")):
+            if table is None:
+                raise EvaluationError(f"{name} must be a DataFrame, a datasets.Dataset or a list of dict, not None")
+        if seeds < 1:
+            raise EvaluationError(f"seeds must be at least 1, not {seeds}")
         rows = as_table(real)
         spec = TableSpec.infer(
             rows, target=target, categorical=categorical, task=task, positive=positive, log_target=log_target

@@ -51,6 +51,8 @@ class TableSpec:
         Class whose probability is scored if there are two, as text. Default: the rarer one.
     log_target
         Regression on log(max(y, 1)) instead of y.
+    dates
+        Numerical columns that are points in time: seconds since 1970.
     """
 
     numerical: tuple[str, ...]
@@ -59,6 +61,7 @@ class TableSpec:
     task: str | None = None
     positive: str | None = None
     log_target: bool = False
+    dates: tuple[str, ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -105,6 +108,8 @@ class TableSpec:
         """
         if real.empty:
             raise EvaluationError("the real table has no rows")
+        if isinstance(categorical, str):
+            categorical = (categorical,)
         if unknown := [name for name in categorical if name not in real.columns]:
             raise ColumnMismatchError(f"categorical: no column {unknown[0]!r} in the real table")
         if target is not None:
@@ -115,7 +120,8 @@ class TableSpec:
             values = real[target].dropna()
             if values.nunique() < 2:
                 raise TargetError(f"the target {target!r} is constant in the real table: choose another")
-            number = is_number(values) and target not in categorical
+            date = pd.api.types.is_datetime64_any_dtype(values)
+            number = (is_number(values) or date) and target not in categorical
             if task is None:
                 task = "regression" if number and values.nunique() > max_classes else "classification"
             if task == "regression" and not number:
@@ -127,10 +133,15 @@ class TableSpec:
             ):
                 raise TargetError(f"the target {target!r} never is {positive!r}")
         codes = set(categorical) | ({target} if target is not None and task == "classification" else set())
-        numerical = tuple(name for name in real.columns if is_number(real[name]) and name not in codes)
+        dates = tuple(
+            name for name in real.columns if pd.api.types.is_datetime64_any_dtype(real[name]) and name not in codes
+        )
+        numerical = tuple(
+            name for name in real.columns if (is_number(real[name]) and name not in codes) or name in dates
+        )
         rest = tuple(name for name in real.columns if name not in numerical)
         text = None if positive is None else canonical_text(positive)
-        return cls(numerical, rest, target, task if target is not None else None, text, log_target)
+        return cls(numerical, rest, target, task if target is not None else None, text, log_target, dates)
 
 
 def canonical_text(value: Any) -> str:
@@ -168,12 +179,13 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
     Returns
     -------
     pandas.DataFrame
-        The columns ``spec.columns``: numbers as float64 (infinite ones missing), categories as text, index 0..n-1.
+        The columns ``spec.columns``: numbers as float64 (infinite ones missing; of dates the seconds since 1970),
+        categories as text, index 0..n-1.
 
     Raises
     ------
     ColumnMismatchError
-        Columns are missing or unexpected, or a number column holds text.
+        Columns are missing or unexpected, a number column holds text, or a cell holds a list or a dict.
     EvaluationError
         The table has no rows.
     """
@@ -187,31 +199,75 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
         raise EvaluationError(f"{name} has no rows")
     columns: dict[str, pd.Series] = {}
     for column in spec.numerical:
+        kind = "dates" if column in spec.dates else "numbers"
         try:
-            numbers = pd.to_numeric(table[column]).astype("float64")
+            numbers = _seconds(table[column]) if column in spec.dates else pd.to_numeric(table[column])
+            numbers = numbers.astype("float64")
         except (ValueError, TypeError):
-            raise ColumnMismatchError(f"{name}: column {column!r} must hold numbers, as in the real table") from None
+            raise ColumnMismatchError(f"{name}: column {column!r} must hold {kind}, as in the real table") from None
         columns[column] = numbers.replace([np.inf, -np.inf], np.nan)
     for column in spec.categorical:
-        columns[column] = category_text(table[column])
+        try:
+            columns[column] = category_text(table[column])
+        except TypeError:  # not hashable
+            raise ColumnMismatchError(
+                f"{name}: column {column!r} holds lists or dicts: make columns of them, or text, or leave it out"
+            ) from None
     return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _seconds(values: pd.Series) -> pd.Series:
+    """Seconds since 1970 of dates or of their texts; missing ones are NaN."""
+    moments = pd.to_datetime(values, utc=True)
+    return (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+
+
+def foreign_values(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> dict[str, str]:
+    """Name the categorical columns in which no synthetic value is one of the real ones, with an example of each.
+
+    Often only the spelling differs (``"0134"`` and ``134``, ``">50K."`` and ``">50K"``).
+    """
+    real, synthetic = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    found = {}
+    for name in spec.categorical:
+        known, given = real[name].dropna(), synthetic[name].dropna()
+        if len(known) and len(given) and not given.isin(set(known)).any():
+            found[name] = (
+                f"no synthetic value of {name!r} is in the real table: {given[0:1].item()!r}, not {known.iloc[0]!r}"
+            )
+    return found
+
+
+def with_plain_names(*tables: pd.DataFrame, spec: TableSpec) -> tuple[list[pd.DataFrame], TableSpec]:
+    """Call the columns of prepared tables f0, f1, ...; the spec that comes back names them so, and no target.
+
+    XGBoost refuses names with brackets, and scikit-learn takes whole numbers for places.
+    """
+    names = {column: f"f{place}" for place, column in enumerate(spec.columns)}
+    plain = TableSpec(tuple(names[name] for name in spec.numerical), tuple(names[name] for name in spec.categorical))
+    return [table[spec.columns].set_axis(plain.columns, axis=1) for table in tables], plain
 
 
 def with_categories(*tables: pd.DataFrame, spec: TableSpec) -> list[pd.DataFrame]:
     """Give prepared tables the same pandas categories, which XGBoost reads natively; missing values stay."""
     result = [table.copy() for table in tables]
     for column in spec.categorical:
-        names = sorted(set().union(*(table[column].dropna() for table in tables)))
+        # XGBoost does not take a column without any category.
+        names = sorted(set().union(*(table[column].dropna() for table in tables))) or ["-"]
         for table in result:
             table[column] = pd.Categorical(table[column], categories=names)
     return result
 
 
-def subsample(table: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
-    """Draw at most ``rows`` rows without replacement."""
+def subsample(table: pd.DataFrame, rows: int, seed: int, *, stream: int = 0) -> pd.DataFrame:
+    """Draw at most ``rows`` rows without replacement.
+
+    Tables that are compared need streams of their own: with one seed for all, the same places are drawn of tables of
+    equal length, so that a copy in the same order would meet its very twins.
+    """
     if len(table) <= rows:
         return table.reset_index(drop=True)
-    return table.sample(rows, random_state=seed).reset_index(drop=True)
+    return table.sample(rows, random_state=np.random.RandomState([seed, stream])).reset_index(drop=True)
 
 
 class Distances:

@@ -17,4 +17,5 @@ class Dcr(TableMetric):
             tables.real, tables.holdout, tables.synthetic, tables.spec, seed=tables.seed
         )
         quantiles = {f"p{q:02d}": float(np.percentile(found.to_all_train, q)) for q in (0, 5, 25, 50, 75, 95)}
-        return {"dcr_share": found.share_percent, **quantiles}
+        shares = {"dcr_share": found.share_percent, "dcr_share_of_copies": found.share_of_copies_percent}
+        return {**shares, **quantiles}
