@@ -57,6 +57,19 @@ def test_cheap_baselines(name, package, table, spec):
     pd.testing.assert_frame_equal(rows, again)
 
 
+@pytest.mark.parametrize(("name", "package"), [("gaussian_copula", "copulas"), ("smote", "imblearn")])
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_sampled_columns_have_the_types_of_the_training_table(name, package, zone, table):
+    pytest.importorskip(package)
+    table = table.assign(
+        flag=table["x"] > 1, code=np.where(table["x"] > 0, 10, 20), at=pd.date_range("2024", periods=400, tz=zone)
+    )
+    spec = TableSpec.infer(table, target="y", categorical=["code"])
+    rows = module.baselines()[name]().fit(table, spec, seed=0).sample(100)
+    assert rows.dtypes.astype(str).to_dict() == table.dtypes.astype(str).to_dict()
+    assert rows["at"].between(table["at"].min(), table["at"].max()).all() and rows["at"].nunique() > 20
+
+
 def test_independent_columns_have_no_trends(table, spec):
     rows = module.Independent().fit(table, spec).sample(400)
     assert trend_errors(table, rows, spec)["side", "y"] > 15

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare
+from difflm.training.evaluation.tables import MISSING, EvaluationError, TableSpec, canonical_text, prepare
 
 
 class BaselineUnavailableError(ImportError):
@@ -163,18 +163,18 @@ def _filled(table: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, TableSp
             rows[_missing(name)] = np.where(gaps, "yes", "no")
             noted.append(_missing(name))
             rows[name] = rows[name].fillna(0.0 if gaps.all() else rows[name].median())
-    rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna("\0missing")
+    rows[list(spec.categorical)] = rows[list(spec.categorical)].fillna(MISSING)
     return rows, replace(spec, categorical=(*spec.categorical, *noted))
 
 
 def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
-    """Give sampled rows the look of the training table: its columns, decimals and range, missing cells."""
+    """Give sampled rows the look of the training table: its columns, types, decimals and range, missing cells."""
     result = {}
-    rows = rows.reset_index(drop=True)
+    rows, prepared = rows.reset_index(drop=True), prepare(table, spec, "the training table")
     for name in table.columns:
         values = rows[name]
         if name in spec.numerical:
-            real = table[name].dropna().astype(float)
+            real = prepared[name].dropna()
             values = pd.to_numeric(values, errors="coerce").astype(float)
             if len(real):
                 texts = real.head(2000).map(lambda number: np.format_float_positional(number, trim="-"))
@@ -182,8 +182,15 @@ def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.Data
                 values = values.round(decimals).clip(real.min(), real.max())
             if _missing(name) in rows:
                 values = values.mask(rows[_missing(name)] == "yes")
+            if name in spec.dates:
+                values = pd.to_datetime(values, unit="s", utc=table[name].dt.tz is not None)
+            if pd.api.types.is_integer_dtype(table[name]):
+                values = values.round()
+            if not values.isna().any():
+                values = values.astype(table[name].dtype)
         else:
-            values = values.map(lambda value: None if value == "\0missing" else value)
+            known = {canonical_text(value): value for value in table[name].dropna().unique()}
+            values = values.map(lambda value, known=known: None if value == MISSING else known[value])
         result[name] = values
     return pd.DataFrame(result)
 
@@ -213,7 +220,7 @@ class Smote(Baseline):
         rows, spec = _filled(self.table, self.spec)
         classes = rows[target]
         if self.spec.task == "regression":
-            bins = pd.qcut(self.table[target].astype(float), 5, labels=False, duplicates="drop")
+            bins = pd.qcut(prepare(self.table, self.spec)[target], 5, labels=False, duplicates="drop")
             classes = bins.astype(str).reset_index(drop=True)
         counts = classes.value_counts()
         kept = counts.index[counts > self.neighbours]
