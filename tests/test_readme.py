@@ -1,5 +1,6 @@
 """The README's code and commands, and the examples, run: with tiny models instead of the default ones."""
 
+import itertools
 import json
 import re
 import runpy
@@ -86,7 +87,13 @@ def test_figures_are_the_benchmarks():
         percent = [f"{figures[name]['mean']:.2f} %" for name in ("shape_error", "trend_error")]
         return percent + [f"{figures[name]['mean']:.3f}" for name in ("mle", "detection_auc")]
 
-    titles = {"DiffLM, SmolLM2-135M": "difflm", "GReaT, SmolLM2-135M": "great", "TVAE": "tvae", "SMOTE": "smote"}
+    titles = {
+        "DiffLM, SmolLM2-135M": "difflm",
+        "GReaT, SmolLM2-135M": "great",
+        "CTGAN": "ctgan",
+        "TVAE": "tvae",
+        "SMOTE": "smote",
+    }
     titles |= {"without its draft (see below)": "difflm_no_draft", "its draft alone": "difflm_draft_alone"}
     for title, method in titles.items():
         found = entry(method)
@@ -97,7 +104,31 @@ def test_figures_are_the_benchmarks():
     fewer = entry("difflm")["at_rows_of"]["great"]
     shape, trend, mle, detection = cells(fewer["figures"])
     line = f"the first {fewer['rows']} of DiffLM at {shape}, {trend}, {mle} and {detection}."
-    assert line in " ".join(README.split())
+    text = " ".join(README.split())
+    assert line in text
+    ours, smote = (entry(method)["figures"] for method in ("difflm", "smote"))
+    assert f"would have {ours['dcr_share_of_copies']['mean']:.1f} %, as SMOTE's rows do" in text
+    linked = [
+        [f"{100 * figures['linkability_risk'][name]:.1f}" for name in ("mean", "low", "high")]
+        for figures in (ours, smote)
+    ]
+    assert "gains {} % from DiffLM's (95 %: {} to {})".format(*linked[0]) in text
+    assert f"and {linked[1][0]} % from SMOTE's" in text
+    folder = ROOT / "examples/benchmarks/results"
+    tables = ("adult", "default", "magic", "shoppers", "beijing")
+    every = {
+        (table, method): json.loads((folder / f"{table}-{method}-0.json").read_text(encoding="utf-8"))["figures"]
+        for table in tables
+        for method in ("difflm", "great", "icl")
+    }
+    errors = [every[table, "difflm"]["shape_error"]["mean"] for table in tables]
+    assert f"its shape error is {min(errors):.1f} to {max(errors):.1f} %" in text
+    for table, other in itertools.product(tables, ("great", "icl")):
+        found, theirs = every[table, "difflm"], every[table, other]
+        sign = -1 if table == "beijing" else 1  # an RMSE
+        assert sign * found["mle"]["mean"] > sign * theirs["mle"]["mean"]
+        for name in ("trend_error", "detection_auc"):
+            assert found[name]["mean"] < theirs[name]["mean"]
 
 
 def test_commands_are_accepted():

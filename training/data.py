@@ -118,11 +118,8 @@ def _checked(frame: pd.DataFrame, source: str, min_rows: int) -> pd.DataFrame:
         raise TableError(f"{source} has no columns")
     if len(frame) < min_rows:
         found = {0: "no rows, only column names", 1: "one row"}.get(len(frame), f"{len(frame)} rows")
-        wanted = (
-            "at least one is needed"
-            if min_rows < 2
-            else f"a fit needs at least {min_rows} (some hundreds to be useful)"
-        )
+        wanted = f"a fit needs at least {min_rows} rows (some hundreds to be useful)"
+        wanted = wanted if min_rows > 1 else "at least one is needed"
         raise TableError(f"{source} has {found}: {wanted}")
     return frame
 
