@@ -3,12 +3,10 @@
 import argparse
 import errno
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ATTACKS = ("singling_out", "linkability", "inference")
 
 
@@ -68,8 +66,13 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {arguments.seeds}")
-    if arguments.pipeline and not Path(arguments.pipeline).is_dir() and not HUB_ID.fullmatch(arguments.pipeline):
-        raise FileNotFoundError(errno.ENOENT, "no fitted pipeline", arguments.pipeline)
+    if arguments.pipeline and not Path(arguments.pipeline).is_dir():
+        from difflm.pipelines.hub_saving import check_repo_id
+
+        try:
+            check_repo_id(arguments.pipeline)
+        except ValueError:
+            raise FileNotFoundError(errno.ENOENT, "no fitted pipeline", arguments.pipeline) from None
     folder = Path(arguments.output_dir)
     if folder.is_file():
         raise NotADirectoryError(errno.ENOTDIR, "a folder is written, and this is a file", str(folder))

@@ -118,9 +118,8 @@ def _checked(frame: pd.DataFrame, source: str, min_rows: int) -> pd.DataFrame:
         raise TableError(f"{source} has no columns")
     if len(frame) < min_rows:
         found = {0: "no rows, only column names", 1: "one row"}.get(len(frame), f"{len(frame)} rows")
-        wanted = f"a fit needs at least {min_rows} rows (some hundreds to be useful)"
-        wanted = wanted if min_rows > 1 else "at least one is needed"
-        raise TableError(f"{source} has {found}: {wanted}")
+        fit = f"a fit needs at least {min_rows} rows (some hundreds to be useful)"
+        raise TableError(f"{source} has {found}: {fit if min_rows > 1 else 'at least one is needed'}")
     return frame
 
 

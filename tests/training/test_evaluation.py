@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from difflm.training.evaluation.distances import Distances
 from difflm.training.evaluation.distributions import (
     copies,
     correlations,
@@ -21,7 +22,6 @@ from difflm.training.evaluation.learning import Detection, detection, machine_le
 from difflm.training.evaluation.privacy import privacy_risks
 from difflm.training.evaluation.tables import (
     ColumnMismatchError,
-    Distances,
     EvaluationError,
     TableSpec,
     TargetError,
@@ -225,7 +225,8 @@ def test_efficiency_with_a_class_never_sampled():
     real = table().assign(y=[str(i % 3) for i in range(300)])
     spec = TableSpec.infer(real, target="y")
     synthetic = real[real["y"] != "2"]
-    assert 0 <= machine_learning_efficiency(real, synthetic, real, spec, seeds=1, grid=ONE).scores[0] <= 1
+    # The classes are drawn without regard to the columns: those that were learnt are learnt by heart, a little.
+    assert 0.5 < machine_learning_efficiency(real, synthetic, real, spec, seeds=1, grid=ONE).scores[0] < 0.9
     only_new = real.assign(y="7").assign(y=["7", "8"] * 150)
     with pytest.raises(TargetError, match="two of the real table's values"):
         machine_learning_efficiency(real, real, only_new, spec, seeds=1, grid=ONE)

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from difflm.training.evaluation.distances import Distances
 from difflm.training.evaluation.tables import (
     MISSING,
-    Distances,
     EvaluationError,
     TableSpec,
     prepare,
@@ -126,10 +126,13 @@ def validity_rate(texts: Sequence[str], schema: Any) -> float:
         raise EvaluationError("there are no texts to validate")
     valid = 0
     for text in texts:
+        if text is None:
+            continue
         try:
-            valid += text is not None and schema.parse(text) is not None
+            schema.parse(text)
         except RecordParseError:
             continue
+        valid += 1
     return valid / len(texts)
 
 
