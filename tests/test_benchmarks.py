@@ -62,6 +62,7 @@ def test_methods_leave_entries_and_the_table_shows_them(tabular, data_dir, tmp_p
     learnt = {name: figure["mean"] for name, figure in entry["quantity"]["figures"].items()}
     assert learnt["real"] > 0.85 and learnt["real_and_1x"] > 0.7
     assert abs(learnt["2x"] - 0.5) < 0.25
+    assert learnt["real_1x"] == learnt["real"]  # 1x is as many rows as the table has
     assert entry["quantity"]["rows"] == 240
     assert entry["figures"]["shape_error"]["mean"] < 10
     assert not (results / "rows").exists()  # made in a moment
@@ -94,7 +95,10 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     assert again["fit"]["fit_seconds"] == 12.5 and again["seconds"] == first["seconds"]
     assert again["judged_with"]["pandas"] == pd.__version__
     assert run(tabular, monkeypatch, *options, "--judge", "--quantity") == 0
-    assert json.loads(path.read_text(encoding="utf-8"))["quantity"]["rows"] == 100
+    found = json.loads(path.read_text(encoding="utf-8"))["quantity"]
+    assert found["rows"] == 100
+    learnt = {name: figure["mean"] for name, figure in found["figures"].items()}
+    assert 0.85 < learnt["real_1x"] != learnt["real"]  # 100 real rows, not all 240
     with pytest.raises(SystemExit, match="holds 200 rows, not 202"):
         run(tabular, monkeypatch, *options, "--judge", "--quantity", "--quantity-rows", 101)
     # What was fitted is not lost where measuring it fails.

@@ -99,7 +99,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         else:
             model.sample_minutes = math.inf
             rows = model.sample(amount)
-        entry["quantity"] = quantity(tables, rows, spec, arguments.seeds)
+        entry["quantity"] = quantity(tables, rows, spec, arguments.seeds, seed)
     return entry
 
 

@@ -59,7 +59,7 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
         amount = 2 * (arguments.quantity_rows or len(rows) // 2)
         if amount > len(rows):
             raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
-        entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds)
+        entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds, seed)
     return entry | {"judged_with": environment()["versions"]}
 
 

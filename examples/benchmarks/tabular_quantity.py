@@ -6,15 +6,25 @@ import pandas as pd
 
 from difflm.training.evaluation.figures import Evaluation
 from difflm.training.evaluation.learning import machine_learning_efficiency
-from difflm.training.evaluation.tables import TableSpec
+from difflm.training.evaluation.tables import TableSpec, subsample
 
 
 # Name in the JSON to heading.
-AMOUNTS = {"real": "real rows", "1x": "1x synthetic", "2x": "2x synthetic", "real_and_1x": "real + 1x"}
+AMOUNTS = {
+    "real": "all real rows",
+    "real_1x": "as many real rows as 1x",
+    "1x": "1x synthetic",
+    "2x": "2x synthetic",
+    "real_and_1x": "all real + 1x",
+}
 
 
-def quantity(tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpec, seeds: int) -> dict[str, Any]:
+def quantity(
+    tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpec, seeds: int, seed: int
+) -> dict[str, Any]:
     """Measure the efficiency of the real rows, of half and of all synthetic ones, and of the real with that half.
+
+    Where 1x is fewer rows than the real ones, as many of these are drawn as its equal.
 
     Parameters
     ----------
@@ -26,9 +36,17 @@ def quantity(tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpe
         What the columns are.
     seeds
         Repetitions of the learner.
+    seed
+        Of the real rows drawn.
     """
     train, half = tables["train"], rows.head(len(rows) // 2)
-    amounts = {"real": train, "1x": half, "2x": rows, "real_and_1x": pd.concat([train, half], ignore_index=True)}
+    amounts = {
+        "real": train,
+        "real_1x": subsample(train, len(half), seed),
+        "1x": half,
+        "2x": rows,
+        "real_and_1x": pd.concat([train, half], ignore_index=True),
+    }
     result = Evaluation()
     for name, learnt in amounts.items():
         found = machine_learning_efficiency(
@@ -38,7 +56,9 @@ def quantity(tables: dict[str, pd.DataFrame], rows: pd.DataFrame, spec: TableSpe
     return {"rows": len(half), "figures": result.to_dict()["figures"]}
 
 
-def _cell(figure: dict[str, Any]) -> str:
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
     return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if "std" in figure else "")
 
 
@@ -47,7 +67,7 @@ def quantity_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[
     rows = []
     for (dataset, method), runs in groups.items():
         for found in (run["quantity"] for run in runs if "quantity" in run):
-            cells = [_cell(found["figures"][name]) for name in AMOUNTS]
+            cells = [_cell(found["figures"].get(name)) for name in AMOUNTS]
             rows.append(f"| {dataset} | {method} | {found['rows']:,} | {' | '.join(cells)} |")
     if not rows:
         return []

@@ -150,6 +150,14 @@ def test_copies_and_fitting_rows():
     assert fitting_rows(real, synthetic, spec) == 0.75
 
 
+@pytest.mark.parametrize("dtype", ["float32", "Float32", "float64"])
+def test_numbers_of_fewer_bits_are_copies_still(dtype):
+    spec = TableSpec(("n",), ())
+    real = pd.DataFrame({"n": [0.1, 1234.56, None, np.inf]})
+    assert copies(real, real.astype(dtype), spec).copy_rate == 1.0
+    assert copies(real.astype(dtype), real.assign(n=[0.1, 1234.57, 3.0, 4.0]), spec).copy_rate == 0.25
+
+
 def test_distances_by_hand():
     spec = TableSpec(("n",), ("k",))
     reference = pd.DataFrame({"n": [0.0, 10.0], "k": ["a", "b"]})

@@ -175,8 +175,8 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
     Returns
     -------
     pandas.DataFrame
-        The columns ``spec.columns``: numbers as float64 (infinite ones missing; of dates the seconds since 1970),
-        categories as text, index 0..n-1.
+        The columns ``spec.columns``: numbers as float64 (infinite ones missing; of dates the seconds since 1970; those
+        of fewer bits as the decimals that they print as), categories as text, index 0..n-1.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
         kind = "dates" if column in spec.dates else "numbers"
         try:
             numbers = _seconds(table[column]) if column in spec.dates else pd.to_numeric(table[column])
-            numbers = numbers.astype("float64")
+            numbers = _widened(numbers)
         except (ValueError, TypeError):
             raise ColumnMismatchError(f"{name}: column {column!r} must hold {kind}, as in the real table") from None
         columns[column] = numbers.replace([np.inf, -np.inf], np.nan)
@@ -210,6 +210,14 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
                 f"{name}: column {column!r} holds lists or dicts: make columns of them, or text, or leave it out"
             ) from None
     return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _widened(numbers: pd.Series) -> pd.Series:
+    """As float64; a float32 of 0.1 becomes 0.1, not 0.10000000149, so that a copy of a row remains one."""
+    name = numbers.dtype.name.lower()  # "Float32" holds missing values of its own
+    if name in ("float16", "float32"):
+        numbers = pd.Series(numbers.to_numpy(name, na_value=np.nan).astype(str), numbers.index)
+    return numbers.astype("float64")
 
 
 def _is_date(values: pd.Series) -> bool:
