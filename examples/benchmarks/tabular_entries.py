@@ -13,7 +13,7 @@ from difflm.training.hardware import hardware
 
 PACKAGES = (
     "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
-    "diffusers", "imbalanced-learn", "copulas", "ctgan", "be-great", "peft", "anonymeter",
+    "diffusers", "imbalanced-learn", "copulas", "ctgan", "mostlyai-engine", "be-great", "peft", "anonymeter",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from tabular_quantity import quantity_table
 
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
-    "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "great", "icl", "lora_lm",
+    "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "mostlyai", "great", "icl", "lora_lm",
     "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm",
 )  # fmt: skip
 # Figure to heading and decimals.

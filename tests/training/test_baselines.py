@@ -70,6 +70,25 @@ def test_sampled_columns_have_the_types_of_the_training_table(name, package, zon
     assert rows["at"].between(table["at"].min(), table["at"].max()).all() and rows["at"].nunique() > 20
 
 
+def test_mostlyai_learns_within_the_budget(table):
+    pytest.importorskip("mostlyai.engine")
+    table = table.assign(
+        **{"count [n]": table["count"].where(table["x"] > -1), "code": np.where(table["x"] > 0, 10, 20)},
+        side=table["side"].where(table.index > 40).where(table.index != 200, "rare"),
+        at=pd.date_range("2024", periods=400),
+    )
+    spec = TableSpec.infer(table, target="y", categorical=["code"])
+    model = module.MostlyAI(0.1).fit(table, spec, seed=0)
+    assert 0 < model.details["steps"] and 0 < model.details["epochs"] < 100
+    rows = model.sample(300)
+    assert rows.dtypes.astype(str).to_dict() == table.dtypes.astype(str).to_dict()
+    # A protected category is drawn again among the others; a missing cell is none.
+    assert set(rows["side"].dropna()) == {"left", "right"} and set(rows["code"]) == {10, 20}
+    assert rows[["side", "count [n]"]].isna().mean().between(0.03, 0.4).all()
+    assert (rows["count [n]"].dropna() % 1 == 0).all() and rows["at"].between(table["at"].min(), table["at"].max()).all()
+    pd.testing.assert_frame_equal(model.sample(300), rows)
+
+
 def test_independent_columns_have_no_trends(table, spec):
     rows = module.Independent().fit(table, spec).sample(400)
     assert trend_errors(table, rows, spec)["side", "y"] > 15

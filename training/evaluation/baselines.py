@@ -1,17 +1,26 @@
 """Baselines behind one interface: ``fit(df, schema, seed)``, then ``sample(n)``."""
 
 import importlib
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.tables import MISSING, EvaluationError, TableSpec, canonical_text, prepare
+from difflm.training.evaluation.tables import (
+    MISSING,
+    EvaluationError,
+    TableSpec,
+    canonical_text,
+    prepare,
+    with_plain_names,
+)
 
 
 class BaselineUnavailableError(ImportError):
@@ -22,8 +31,8 @@ class NotFittedError(RuntimeError):
     """``sample`` was called before ``fit``."""
 
 
-def require(module: str, package: str) -> Any:
-    """Import a baseline's package.
+def require(module: str, package: str, remedy: str = "pip install difflm[baselines]") -> Any:
+    """Import a baseline's package, which ``remedy`` installs.
 
     Raises
     ------
@@ -34,7 +43,7 @@ def require(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise BaselineUnavailableError(
-            f"this baseline needs {package} ({error}): pip install difflm[baselines]"
+            f"this baseline needs {package} ({error}): {remedy}"
         ) from error
 
 
@@ -390,11 +399,53 @@ class TVAE(_Ctgan):
         return -(-rows // 500)
 
 
+class MostlyAI(Baseline):
+    """MOSTLY AI's TabularARGN (arXiv 2501.12012): columns one after the other in any order, by small networks.
+
+    As the package has it (protected rare values, a fifth of the rows for early stopping), but that a rare category
+    becomes another category, not a word for all rare ones, which no real row holds.
+    """
+
+    name = "mostlyai"
+
+    def _fit(self) -> None:
+        # Its requirements name versions of torchvision and torchaudio, which it does not use.
+        remedy = "pip install --no-deps mostlyai-engine opacus opt_einsum json-repair"
+        engine = require("mostlyai.engine", "mostlyai-engine", remedy)
+        from joblib import parallel_config
+
+        (rows,), plain = with_plain_names(prepare(self.table, self.spec, "the training table"), spec=self.spec)
+        self._names = dict(zip(plain.columns, self.spec.columns, strict=True))
+        kinds = dict.fromkeys(plain.numerical, "TABULAR_NUMERIC_AUTO")
+        kinds |= dict.fromkeys(plain.categorical, "TABULAR_CATEGORICAL")
+        # Whole numbers have no decimals to learn, also in columns with missing cells.
+        whole = rows[list(plain.numerical)].convert_dtypes()
+        limit = {} if self.budget_minutes is None else {"max_training_time": self.budget_minutes}
+        self._folder = tempfile.TemporaryDirectory(prefix="mostlyai-")
+        self._model = engine.TabularARGN(
+            tgt_encoding_types=kinds, workspace_dir=self._folder.name, random_state=self.seed, **limit
+        )
+        # The package would encode the columns in processes of their own, each of which imports all of it again.
+        with parallel_config(backend="sequential"):
+            self._model.fit(rows.assign(**{name: whole[name] for name in whole}))
+        (log,) = Path(self._folder.name).rglob("progress-messages.csv")
+        last = pd.read_csv(log).iloc[-1]
+        self.details |= {"steps": int(last["steps"]), "epochs": round(float(last["epoch"]), 2)}
+
+    def sample(self, num_samples: int) -> pd.DataFrame:
+        """Draw rows."""
+        importlib.import_module("mostlyai.engine").set_random_state(self.seed)
+        rows = self._model.sample(num_samples, rare_category_replacement_method="SAMPLE")
+        rows = rows.rename(columns=self._names).astype(dict.fromkeys(self.spec.categorical, object))
+        rows[list(self.spec.categorical)] = rows[list(self.spec.categorical)].fillna(MISSING)
+        return restore(rows, self.table, self.spec)
+
+
 def baselines() -> dict[str, Callable[..., Baseline]]:
     """Name to class of every baseline."""
     from difflm.training.evaluation.language_baselines import FineTunedLM, GReaT, InContext
 
     classes: tuple[type[Baseline], ...] = (
-        Real, Independent, Smote, GaussianCopula, CTGAN, TVAE, GReaT, InContext, FineTunedLM,
+        Real, Independent, Smote, GaussianCopula, CTGAN, TVAE, MostlyAI, GReaT, InContext, FineTunedLM,
     )  # fmt: skip
     return {one.name: one for one in classes}
