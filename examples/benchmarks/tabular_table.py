@@ -40,8 +40,9 @@ FIGURES = {
     "validity_rate": ("valid texts", 3),
 }
 LANGUAGE_METHODS = ("great", "icl", "lora_lm")
-BESIDE = """Their fits and their sampling have the same minutes. In these DiffLM writes more rows, and more rows
-have smaller errors: "at its number of rows" are the first rows of DiffLM, as many as the other method wrote.
+BESIDE = """Their fits and their sampling have the same minutes, or more on a processor without bf16 products (see
+"hardware" below). In these DiffLM writes more rows, and more rows have smaller errors: "at its number of rows" are the
+first rows of DiffLM, as many as the other method wrote.
 """
 # What latents are drawn from, beside the diffusion.
 PRIOR_METHODS = ("difflm_gaussian", "difflm_gmm", "difflm_encode")
@@ -72,15 +73,18 @@ first (on 5,000 rows of each table), remains in entries whose rows were not kept
 interval. Copies and duplicates in the row "real" are those of the test split, as a reference.
 ± is the standard deviation over repetitions. A small shape error alone proves nothing: see the independent columns.
 "budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
-a machine that is shared. "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at
-300, the authors' choice. A language baseline has limited minutes to write: "rows sampled" says how far it came in
-"sample s". Few rows have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most
-the test split). "fitting rows": known categories alone, and no value missing where none may. "valid texts": what the
-method itself takes for a record before any filter; difflm writes under a grammar, so that all are.
+a machine that is shared. Where "hardware" says "without bf16", a language model takes half as many steps in a minute,
+and great was given about twice the minutes to fit and to write. "epochs" are passes over the rows fitted, for methods
+that make any; ctgan and tvae end at 300, the authors' choice. A language baseline has limited minutes to write: "rows
+sampled" says how far it came in "sample s". Few rows have large errors by chance alone: the "floor" is the error of as
+many unseen real rows (at most the test split). "fitting rows": known categories alone, and no value missing where none
+may. "valid texts": what the method itself takes for a record before any filter; difflm writes under a grammar, so that
+all are.
 "difflm_gaussian", "difflm_gmm" and "difflm_encode" draw their latents from a standard normal, a Gaussian mixture and
 the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
 without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
-silent.
+silent. "mostlyai" is MOSTLY AI's TabularARGN. TabSyn (a VAE over columns and latent diffusion) is missing: on PyPI it
+is part of tabstruct alone, whose requirements (peft 0.9) exclude those of transformers 5.
 """
 
 
