@@ -56,9 +56,7 @@ def quantity(
     return {"rows": len(half), "figures": result.to_dict()["figures"]}
 
 
-def _cell(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return ""
+def _cell(figure: dict[str, Any]) -> str:
     return f"{figure['mean']:.3f}" + (f" ± {figure['std']:.3f}" if "std" in figure else "")
 
 
@@ -67,7 +65,7 @@ def quantity_table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[
     rows = []
     for (dataset, method), runs in groups.items():
         for found in (run["quantity"] for run in runs if "quantity" in run):
-            cells = [_cell(found["figures"].get(name)) for name in AMOUNTS]
+            cells = [_cell(found["figures"][name]) for name in AMOUNTS]
             rows.append(f"| {dataset} | {method} | {found['rows']:,} | {' | '.join(cells)} |")
     if not rows:
         return []

@@ -84,7 +84,7 @@ all are.
 the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
 without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
 silent. "mostlyai" is MOSTLY AI's TabularARGN. TabSyn (a VAE over columns and latent diffusion) is missing: on PyPI it
-is part of tabstruct alone, whose requirements (peft 0.9) exclude those of transformers 5.
+was found in tabstruct alone, whose requirements (peft 0.9) exclude those of this package.
 """
 
 

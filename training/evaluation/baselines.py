@@ -42,9 +42,7 @@ def require(module: str, package: str, remedy: str = "pip install difflm[baselin
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise BaselineUnavailableError(
-            f"this baseline needs {package} ({error}): {remedy}"
-        ) from error
+        raise BaselineUnavailableError(f"this baseline needs {package} ({error}): {remedy}") from error
 
 
 class Baseline(ABC):
@@ -411,7 +409,7 @@ class MostlyAI(Baseline):
     def _fit(self) -> None:
         # Its requirements name versions of torchvision and torchaudio, which it does not use.
         remedy = "pip install --no-deps mostlyai-engine opacus opt_einsum json-repair"
-        engine = require("mostlyai.engine", "mostlyai-engine", remedy)
+        self._engine = require("mostlyai.engine", "mostlyai-engine", remedy)
         from joblib import parallel_config
 
         (rows,), plain = with_plain_names(prepare(self.table, self.spec, "the training table"), spec=self.spec)
@@ -422,22 +420,22 @@ class MostlyAI(Baseline):
         whole = rows[list(plain.numerical)].convert_dtypes()
         limit = {} if self.budget_minutes is None else {"max_training_time": self.budget_minutes}
         self._folder = tempfile.TemporaryDirectory(prefix="mostlyai-")
-        self._model = engine.TabularARGN(
+        self._model = self._engine.TabularARGN(
             tgt_encoding_types=kinds, workspace_dir=self._folder.name, random_state=self.seed, **limit
         )
         # The package would encode the columns in processes of their own, each of which imports all of it again.
         with parallel_config(backend="sequential"):
-            self._model.fit(rows.assign(**{name: whole[name] for name in whole}))
+            self._model.fit(rows.assign(**whole))
         (log,) = Path(self._folder.name).rglob("progress-messages.csv")
         last = pd.read_csv(log).iloc[-1]
         self.details |= {"steps": int(last["steps"]), "epochs": round(float(last["epoch"]), 2)}
 
     def sample(self, num_samples: int) -> pd.DataFrame:
         """Draw rows."""
-        importlib.import_module("mostlyai.engine").set_random_state(self.seed)
+        self._engine.set_random_state(self.seed)
         rows = self._model.sample(num_samples, rare_category_replacement_method="SAMPLE")
-        rows = rows.rename(columns=self._names).astype(dict.fromkeys(self.spec.categorical, object))
-        rows[list(self.spec.categorical)] = rows[list(self.spec.categorical)].fillna(MISSING)
+        rows, names = rows.rename(columns=self._names), list(self.spec.categorical)
+        rows[names] = rows[names].astype(object).fillna(MISSING)
         return restore(rows, self.table, self.spec)
 
 
