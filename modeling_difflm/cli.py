@@ -241,6 +241,8 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 def _interrupted(arguments: argparse.Namespace, argv: Sequence[str]) -> str:
     if arguments.command == "sample" and Path(arguments.output).is_dir():
         return f"difflm: interrupted; complete shards stay in {arguments.output}: the same command goes on"
+    if arguments.command == "evaluate":
+        return "difflm: interrupted before the report was written"
     if arguments.command != "fit":
         return "difflm: interrupted; nothing was written"
     words = [word for word in argv if word not in ("--resume", "--overwrite")]

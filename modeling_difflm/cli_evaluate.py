@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter])
     command.add_argument(
         "--validation",
         metavar="FILE",
-        help="real rows to choose the learner's settings on (default: a tenth of the training rows)",
+        help="real rows to choose the learner's settings on, best unseen ones (default: a tenth of the training rows)",
     )
     command.add_argument("--target", metavar="COLUMN", help="column to predict (default: no efficiency)")
     command.add_argument(
@@ -44,7 +45,20 @@ def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter])
         metavar="COLUMN",
         help="number columns that are codes, not quantities (default: none)",
     )
-    command.add_argument("--positive", metavar="VALUE", help="class whose AUC is reported (default: the rarer one)")
+    command.add_argument(
+        "--text-columns",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of a .csv to read as text, digits and leading zeros kept, as for the fit (default: none)",
+    )
+    command.add_argument(
+        "--dates",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of a .csv that hold dates, compared as points in time (default: as text)",
+    )
     command.add_argument("--seeds", type=int, default=5, metavar="N", help="repetitions of what is learnt")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
     command.add_argument(
@@ -59,6 +73,13 @@ def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter])
     )
 
 
+def _require_packages() -> None:
+    """Raise ImportError, with the remedy, unless the extra is installed."""
+    for package in ("jinja2", "matplotlib", "sdmetrics", "sklearn", "xgboost"):
+        if find_spec(package) is None:
+            raise ImportError(f"`difflm evaluate` needs {package}: pip install 'difflm[evaluation]'")
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Run ``difflm evaluate``."""
     for path in filter(None, (arguments.real, arguments.synthetic, arguments.holdout, arguments.validation)):
@@ -66,7 +87,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
     if arguments.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {arguments.seeds}")
-    if arguments.pipeline and not Path(arguments.pipeline).is_dir():
+    if not 0 <= arguments.seed < 1 << 32:
+        raise ValueError(f"--seed must be from 0 to {(1 << 32) - 1}, not {arguments.seed}")
+    if arguments.pipeline and Path(arguments.pipeline).is_dir():
+        if not (Path(arguments.pipeline) / "model_index.json").is_file():
+            raise FileNotFoundError(errno.ENOENT, "no fitted pipeline: it has no model_index.json", arguments.pipeline)
+    elif arguments.pipeline:
         from difflm.pipelines.hub_saving import check_repo_id
 
         try:
@@ -88,19 +114,22 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from difflm.training.evaluation.privacy import attack_library
     from difflm.training.evaluation.tables import TableSpec
 
+    # Said before the minutes of measuring, not after them.
+    _require_packages()
     if arguments.attacks:
-        attack_library()  # said before the minutes of measuring, not after them
-    real = read_table(arguments.real)
+        attack_library()
+    text = {"text_columns": arguments.text_columns}
+    real = read_table(arguments.real, **text)
     synthetic, holdout, validation = (
-        read_table(path, min_rows=1) if path else None
+        read_table(path, min_rows=1, **text) if path else None
         for path in (arguments.synthetic, arguments.holdout, arguments.validation)
     )
     spec = TableSpec.infer(
         real,
         target=arguments.target,
         categorical=arguments.categorical,
+        dates=arguments.dates,
         task=arguments.task,
-        positive=arguments.positive,
         log_target=arguments.log_target,
     )
     result = evaluate_tables(
@@ -115,8 +144,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         progress=lambda step: print(f"measuring {step} ..."),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    figures = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(target, lambda temporary: temporary.write_text(figures, encoding="utf-8"))
     # After the figures are safe: what a page cannot show must not cost them.
     latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
     report = write_evaluation_report(folder / "report.html", result, real, synthetic, spec, latents=latents)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def data_dir(tmp_path):
         )
         table.loc[3, "number"] = None
         table.to_csv(folder / f"{name}.csv", index=False)
-    spec = {"task": "binary_classification", "target": "class", "positive": "yes", "categorical": ["group", "class"]}
+    spec = {"task": "binary_classification", "target": "class", "categorical": ["group", "class"]}
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     return tmp_path / "data"
 
@@ -110,11 +111,47 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     assert "--judge" in entry["not_run"] and entry["sampled_rows"] == 200 and "fit_seconds" in entry["fit"]
     assert run(tabular, monkeypatch, *options, "--judge") == 0
     assert json.loads(path.read_text(encoding="utf-8"))["figures"] == first["figures"]
+    # An attack is made again, if not told otherwise.
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    entry["details"]["attacks"] = {"linkability": {}}
+    path.write_text(json.dumps(entry), encoding="utf-8")
+    if find_spec("anonymeter"):
+        assert run(tabular, monkeypatch, *options, "--judge") == 0
+        assert "linkability_risk" in json.loads(path.read_text(encoding="utf-8"))["figures"]
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "anonymeter", None)
+        with pytest.raises(SystemExit, match="pip install --no-deps anonymeter"):
+            run(tabular, monkeypatch, *options, "--judge")
     # It is the rows that are measured: others have other figures.
     rows = pd.read_parquet(results / "rows" / "adult-independent-0.parquet")
     rows.assign(number=5.0).to_parquet(results / "rows" / "adult-independent-0.parquet")
     assert run(tabular, monkeypatch, *options, "--judge") == 0
     assert json.loads(path.read_text(encoding="utf-8"))["figures"]["shape_error"]["mean"] > 30
+
+
+def test_real_rows_that_were_not_measured_are_left_out(tabular, data_dir, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1, "--methods", "real"]
+    monkeypatch.setattr(tabular, "judge", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tabular, monkeypatch, *options)
+    assert run(tabular, monkeypatch, "--render", "--results", results) == 0
+    assert "| real | not run: fitted, but not measured" in (results / "README.md").read_text(encoding="utf-8")
+
+
+def test_other_splits_and_the_published_settings(tabular, data_dir, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results]
+    assert run(tabular, monkeypatch, *options, "--seeds", 1, "--methods", "real") == 0
+    script = importlib.import_module("real_rows")
+    monkeypatch.setattr(script, "PUBLISHED_GRID", script.PUBLISHED_GRID[:2])
+    monkeypatch.setattr(sys, "argv", ["real_rows.py", *map(str, options), "--random-splits", "2"])
+    script.main()
+    found = json.loads((results / "real_splits.json").read_text(encoding="utf-8"))["adult"]
+    assert len(found["random_splits"]) == 2 and found["min"] > 0.85 and found["published_grid"]["runs"] == 2
+    assert 0.8 < found["published_grid"]["worst"] <= found["published_grid"]["best_on_test"]
+    assert run(tabular, monkeypatch, "--render", "--results", results) == 0
+    assert f"| {found['mean']:.3f} ± " in (results / "README.md").read_text(encoding="utf-8")
 
 
 def test_tables_come_from_datasets_too(tabular, data_dir, tmp_path, monkeypatch):
@@ -159,8 +196,9 @@ def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, t
     for rows in (60, 70):
         (fits / f"adult-0/rows-diffusion-{rows}.parquet").unlink()
     assert run(tabular, monkeypatch, *options[:-1], "difflm") == 0
-    with pytest.raises(SystemExit, match="holds a fit of"):
-        run(tabular, monkeypatch, *options[:-1], "difflm", "--budget-minutes", 7)
+    for changed in (("--budget-minutes", 7), ("--train-rows", 100)):
+        with pytest.raises(SystemExit, match="holds a fit with (max_minutes 45.0, not 7.0|rows 240, not 100)"):
+            run(tabular, monkeypatch, *options[:-1], "difflm", *changed)
     pd.testing.assert_frame_equal(added, pd.read_parquet(fits / "adult-0/rows-diffusion-70.parquet"))
     # Where time runs out, the rows of whole parts remain, and no further run gets more time.
     for path in (fits / "adult-0").glob("rows-diffusion-*"):

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tabular import DATASETS, RESULTS, SPLITS, load
+from tabular_data import SPLITS, load
+from tabular_entries import RESULTS
+from tabular_table import DATASETS
 
 from difflm.cli_files import write_atomically
 from difflm.training.evaluation.learning import machine_learning_efficiency
@@ -63,9 +65,9 @@ def published_grid(tables: dict[str, pd.DataFrame], spec: TableSpec, jobs: int) 
     pooled.columns = [f"f{place}" for place in range(pooled.shape[1])]  # XGBoost refuses some characters in names
     features = {name: pooled.loc[name] for name in parts}
     regression = spec.task == "regression"
-    positive = spec.positive if spec.positive is not None else targets["train"].value_counts().index[-1]
+    rarest = targets["train"].value_counts().index[-1]
     labels = {
-        name: np.log(values.clip(lower=1)) if regression else (values == positive).astype(int)
+        name: np.log(values.clip(lower=1)) if regression else (values == rarest).astype(int)
         for name, values in targets.items()
     }
     scores = []

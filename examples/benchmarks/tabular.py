@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from tabular_data import load
 from tabular_difflm import PRIORS, sample_difflm
-from tabular_entries import environment, kept_rows, save
+from tabular_entries import RESULTS, environment, kept_rows, save
 from tabular_judge import judge, judge_again
 from tabular_quantity import quantity
 from tabular_table import DATASETS, render
@@ -33,7 +33,6 @@ from difflm.training.evaluation.tables import EvaluationError, TableSpec
 from difflm.training.hardware import peak_memory_mib
 
 
-RESULTS = Path(__file__).resolve().parent / "results"
 # Rows that took longer to make are kept.
 KEPT_SECONDS = 300
 
@@ -87,7 +86,7 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
         write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
     entry |= {"sampled_rows": len(rows), "fit": details}
     save(arguments, entry | {"not_run": "fitted, but not measured yet: run it with --judge"})
-    judge(arguments, tables, rows, spec, entry)
+    judge(arguments, tables, rows, spec, entry, arguments.attacks)
     entry["seconds"] = round(time.monotonic() - started, 1)
     # The highest of the whole process (and of the fit's, if it is used again): run one method at a time to know it.
     entry["peak_memory_mib"] = round(max(peak_memory_mib() or 0, details.pop("peak_memory_mib", 0)))
@@ -121,7 +120,12 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of fitting and sampling (default: 0)")
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of what is learnt (default: 5)")
-    parser.add_argument("--attacks", nargs="*", default=[], help="singling_out linkability inference (default: none)")
+    parser.add_argument(
+        "--attacks",
+        nargs="*",
+        default=[],
+        help="singling_out linkability inference (default: none, or the same again)",
+    )
     parser.add_argument("--preset", default="small", help="of DiffLM (default: small)")
     parser.add_argument("--fit-dir", metavar="DIR", help="keep DiffLM's fits here, to be used again")
     parser.add_argument("--judge", action="store_true", help="fit nothing: measure the rows kept in results/rows anew")

@@ -37,7 +37,6 @@ def load(arguments: argparse.Namespace, dataset: str) -> tuple[dict[str, pd.Data
         target=settings["target"],
         categorical=settings["categorical"],
         task="regression" if regression else "classification",
-        positive=settings.get("positive"),
         log_target=regression,
     )
     return tables, spec

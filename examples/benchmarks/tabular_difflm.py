@@ -1,6 +1,7 @@
 """DiffLM in tabular.py: fitted within the budget, sampled from any prior, and kept for the next run."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def sample_difflm(
     A method with a model of its own has its fit beside the folder.
     """
     from difflm.pipelines import DiffLMPipeline
+    from difflm.training.stages import resolve_settings
     from difflm.training.train_difflm import fit
 
     prior = PRIORS[method]
@@ -63,9 +65,12 @@ def sample_difflm(
             model_kwargs=MODELS.get(method),
             overwrite=True,  # one that was cut off would get more than the budget if it went on
         )
-    budget = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))["settings"]["max_minutes"]
-    if budget != budget_minutes:
-        raise SystemExit(f"{folder} holds a fit of {budget} minutes, not {budget_minutes}: name another folder")
+    kept = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))
+    wanted = dataclasses.asdict(resolve_settings(preset, max_minutes=budget_minutes)) | {"rows": len(tables["train"])}
+    for name, value in (kept["settings"] | {"rows": kept["rows"]}).items():
+        # The batch size is the machine's choice.
+        if name != "batch_size" and value != wanted.get(name):
+            raise SystemExit(f"{folder} holds a fit with {name} {value}, not {wanted.get(name)}: name another folder")
     # From the log: a fit that is used again, for another prior say, took as long.
     log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
     details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}

@@ -11,6 +11,7 @@ from difflm.cli_files import write_atomically
 from difflm.training.hardware import hardware
 
 
+RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = (
     "difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "torch", "transformers",
     "diffusers", "imbalanced-learn", "copulas", "ctgan", "mostlyai-engine", "be-great", "peft", "anonymeter",

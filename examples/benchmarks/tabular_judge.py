@@ -14,6 +14,7 @@ from tabular_table import HEADLINES, LANGUAGE_METHODS, PRIOR_METHODS
 from difflm.training.evaluation.distributions import copies
 from difflm.training.evaluation.figures import Evaluation, evaluate_tables
 from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.privacy import AttackUnavailableError, attack_library
 from difflm.training.evaluation.tables import TableSpec
 
 
@@ -23,6 +24,7 @@ def judge(
     rows: pd.DataFrame,
     spec: TableSpec,
     entry: dict[str, Any],
+    attacks: Sequence[str],
 ) -> None:
     """Add what is measured of an entry's rows; of DiffLM's also at the other language methods' and priors' numbers."""
     dataset, method, seed = entry["dataset"], entry["method"], entry["seed"]
@@ -38,7 +40,7 @@ def judge(
         result.add("duplicate_rate", copies(train, test, spec).duplicate_rate)
         entry |= _without_pairs(result)
     else:
-        entry |= measure(arguments, tables, rows, spec, seed, attacks=arguments.attacks)
+        entry |= measure(arguments, tables, rows, spec, seed, attacks)
     if method == "difflm":
         entry["at_rows_of"] = at_rows_of_others(arguments, tables, rows, spec, dataset, seed)
     if "validity_rate" in entry["fit"]:  # of the method's own texts, before any filter
@@ -54,11 +56,17 @@ def judge_again(arguments: argparse.Namespace, dataset: str, method: str, seed: 
     entry.pop("not_run", None)
     tables, spec = load(arguments, dataset)
     rows = pd.read_parquet(path)
-    judge(arguments, tables, rows, spec, entry)
+    amount = 2 * (arguments.quantity_rows or len(rows) // 2)
+    if arguments.quantity and amount > len(rows):
+        raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
+    attacks = arguments.attacks or [*entry.get("details", {}).get("attacks", {})]
+    try:
+        if attacks:
+            attack_library()
+    except AttackUnavailableError as error:  # its entry would lose them
+        raise SystemExit(str(error)) from error
+    judge(arguments, tables, rows, spec, entry, attacks)
     if arguments.quantity:
-        amount = 2 * (arguments.quantity_rows or len(rows) // 2)
-        if amount > len(rows):
-            raise SystemExit(f"{path} holds {len(rows):,} rows, not {amount:,}: lower --quantity-rows")
         entry["quantity"] = quantity(tables, rows.head(amount), spec, arguments.seeds, seed)
     return entry | {"judged_with": environment()["versions"]}
 
@@ -102,6 +110,7 @@ def measure(
         seeds=arguments.seeds,
         seed=seed,
         attacks=attacks,
+        upper_bound=False,  # the entry "real" has it
         progress=lambda step: print(f"  {step}", flush=True),
     )
     return _without_pairs(result)

@@ -28,6 +28,7 @@ def folder(saved, tmp_path):
 
 def test_hub_card_has_valid_metadata_and_the_measured_figures(folder):
     figures = {"shape_error": {"mean": 4.25, "std": 0.5}, "copy_rate": 0.0, "trend_error": None, "mle": float("nan")}
+    figures["copy_rate_of_holdout"] = 0.125
     (folder / "evaluation.json").write_text(json.dumps({"figures": figures}))
     card = model_card(folder, repo_id="user/toys", license="cc0-1.0", dataset="user/table")
     read = ModelCard(str(card), ignore_metadata_errors=False)
@@ -38,7 +39,7 @@ def test_hub_card_has_valid_metadata_and_the_measured_figures(folder):
         ("shape_error", 4.25),
         ("copy_rate", 0.0),
     }
-    assert "4.25 ± 0.5" in str(card)
+    assert "4.25 ± 0.5" in str(card) and "| 0.125 |" in str(card)
     for unmeasured in ("Column pair trend error", "Machine-learning efficiency", "nan", "None"):
         assert unmeasured not in str(card)
     assert metadata(card)["model-index"][0]["name"] == "user/toys"

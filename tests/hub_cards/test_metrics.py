@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,3 +89,34 @@ def test_validity_is_measured_on_texts():
     assert metric.compute(texts=texts, real=real) == {"validity_rate": 0.25}
     with pytest.raises(EvaluationError, match="no texts"):
         metric.compute(texts=[], real=real)
+    features = datasets.Features(a=datasets.Value("int64"), b=datasets.ClassLabel(names=["x", "y"]))
+    labels = datasets.Dataset.from_dict({"a": [1, 2], "b": [0, 1]}, features=features)
+    assert metric.compute(texts=texts, real=labels) == {"validity_rate": 0.25}
+
+
+def test_class_labels_are_compared_by_their_names(tables):
+    real, synthetic, _ = tables
+    features = datasets.Features(x=datasets.Value("float64"), k=datasets.ClassLabel(names=["b", "a"]))
+    coded = datasets.Dataset.from_pandas(real[["x"]].assign(k=(real["k"] == "a").astype(int)), features=features)
+    metric = evaluate.load(str(ROOT / "shape_error"))
+    assert metric.compute(real=coded, synthetic=real[["x", "k"]])["shape_error"] == 0.0
+
+
+def test_settings_that_a_metric_has_not_are_refused(tables):
+    real, synthetic, _ = tables
+    with pytest.raises(EvaluationError, match="no setting 'attacks'"):
+        evaluate.load(str(ROOT / "shape_error")).compute(real=real, synthetic=synthetic, attacks=["linkability"])
+
+
+def test_an_attack_that_cannot_be_made_leaves_the_others():
+    pytest.importorskip("anonymeter")
+    generator = np.random.default_rng(0)
+    real, synthetic, holdout = (pd.DataFrame({name: generator.random(60) > 0.5 for name in "ab"}) for _ in range(3))
+    metric = evaluate.load(str(ROOT / "privacy_attacks"))
+    found = metric.compute(real=real, synthetic=synthetic, holdout=holdout, attacks=["singling_out", "inference"])
+    assert "queries" in found["skipped"]["singling_out"]
+    assert "inference_risk" in found and "linkability_risk" not in found
+    with pytest.raises(EvaluationError, match="no column 'c' to infer"):
+        metric.compute(real=real, synthetic=synthetic, holdout=holdout, secret="c")
+    with pytest.raises(EvaluationError, match="names none"):
+        metric.compute(real=real, synthetic=synthetic, holdout=holdout, attacks=[])

@@ -90,6 +90,13 @@ def test_mostlyai_learns_within_the_budget(table):
     pd.testing.assert_frame_equal(model.sample(300), rows)
 
 
+def test_decimals_of_a_sorted_column_are_kept():
+    table = pd.DataFrame({"x": np.concatenate([np.zeros(3_000), np.arange(3_000) / 4])})
+    spec = TableSpec.infer(table)
+    rows = module.restore(pd.DataFrame({"x": [1.26, 7.5, 1e9]}), table, spec)
+    assert rows["x"].tolist() == [1.26, 7.5, 749.75]
+
+
 def test_independent_columns_have_no_trends(table, spec):
     rows = module.Independent().fit(table, spec).sample(400)
     assert trend_errors(table, rows, spec)["side", "y"] > 15

@@ -48,11 +48,11 @@ def table(rows=300, seed=0):
 
 @pytest.fixture(scope="module")
 def spec():
-    return TableSpec.infer(table(), target="y", positive="yes")
+    return TableSpec.infer(table(), target="y")
 
 
 def test_spec_is_inferred():
-    spec = TableSpec.infer(table(), target="y", positive="yes")
+    spec = TableSpec.infer(table(), target="y")
     assert (spec.numerical, spec.categorical, spec.task) == (("x", "twice"), ("side", "y"), "classification")
     assert TableSpec.infer(table(), target="x").task == "regression"
     assert TableSpec.infer(table().assign(code=[1, 2, 3] * 100), target="code").categorical[-1] == "code"
@@ -64,7 +64,6 @@ def test_spec_is_inferred():
         ({"target": "nothing"}, "no column 'nothing'"),
         ({"target": "same"}, "'same' is constant"),
         ({"target": "y", "task": "regression"}, "holds no numbers"),
-        ({"target": "y", "positive": "maybe"}, "never is 'maybe'"),
     ],
 )
 def test_wrong_targets_are_refused(change, match):
@@ -75,7 +74,7 @@ def test_wrong_targets_are_refused(change, match):
 def test_columns_must_match(spec):
     with pytest.raises(ColumnMismatchError, match="lacks side and has unexpected more"):
         prepare(table().drop(columns="side").assign(more=1), spec)
-    with pytest.raises(ColumnMismatchError, match="'x' must hold numbers"):
+    with pytest.raises(ColumnMismatchError, match="'x' must hold numbers, as in the real table, not 'high'"):
         prepare(table().assign(x="high"), spec)
     with pytest.raises(EvaluationError, match="no rows"):
         prepare(table().head(0), spec)
@@ -262,6 +261,10 @@ def test_efficiency_of_a_regression():
     assert found.metric == "rmse" and found.scores[0] < 0.3
     with pytest.raises(TargetError, match="test table needs at least two values"):
         machine_learning_efficiency(real, real, test.assign(y=1.0), spec)
+    # No number above 1 remains one: an error of 0 would be no merit.
+    small = [rows.assign(y=rows["y"] / 1e6) for rows in (real, test)]
+    with pytest.raises(TargetError, match=r"two values of log\(max\(y, 1\)\)"):
+        machine_learning_efficiency(small[0], small[0], small[1], spec, grid=ONE)
     with pytest.raises(TargetError, match="needs a target"):
         machine_learning_efficiency(real, real, test, TableSpec(("x",), ()))
 
@@ -271,7 +274,8 @@ def test_everything_in_one_call(spec):
     assert {"shape_error", "trend_error", "mle", "detection_auc", "dcr_share", "alpha_precision"} <= set(
         result.figures
     )
-    assert result.skipped == {}
+    assert result.skipped == {} and result.warnings == []
+    assert "mle_of_real" in result.figures and result.details["log_target"] is False
     # Independent draws of one distribution: the synthetic rows are as good as unseen ones.
     for name in ("shape_error", "trend_error"):
         assert 0 < result.figures[f"{name}_of_holdout"]["mean"] < 10

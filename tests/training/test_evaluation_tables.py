@@ -1,13 +1,16 @@
 """Figures on awkward tables: row order, copies, many classes, names and values that libraries trip over."""
 
 import json
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from difflm.__main__ import main
+from difflm.training.evaluation.baselines import restore
 from difflm.training.evaluation.distributions import (
+    copies,
     distance_to_closest_record,
     precision_recall,
     shape_errors,
@@ -145,6 +148,79 @@ def test_dates_are_points_in_time():
         prepare(real.assign(t="soon"), spec)
 
 
+@pytest.mark.parametrize("kind", ["datetime", "date", "text", "arrow"])
+def test_dates_of_other_types_are_points_in_time(kind):
+    moments = pd.Series(pd.date_range("2021-01-01", periods=200))
+    held = {
+        "datetime": moments.astype(object),
+        "date": moments.dt.date,
+        "text": moments.dt.strftime("%Y-%m-%d"),
+        "arrow": moments.astype("timestamp[ms][pyarrow]"),
+    }[kind]
+    real = pd.DataFrame({"t": held, "k": ["a", "b"] * 100})
+    spec = TableSpec.infer(real, dates=["t"] if kind == "text" else [])
+    assert spec.dates == spec.numerical == ("t",)
+    assert prepare(real, spec)["t"].tolist() == [86_400.0 * (18_628 + day) for day in range(200)]
+    rows = restore(pd.DataFrame({"t": [86_400.0 * 18_630] * 2, "k": ["b", "a"]}), real, spec)
+    assert rows["t"].dtype == real["t"].dtype and prepare(rows, spec)["t"].tolist() == [86_400.0 * 18_630] * 2
+
+
+def test_columns_of_dates_that_are_none_are_named():
+    rows = pd.DataFrame({"t": ["2021-01-01", "soon"], "n": [1, 2]})
+    with pytest.raises(ColumnMismatchError, match="'t' must hold dates, as in the real table, not 'soon'"):
+        prepare(rows, TableSpec.infer(rows, dates="t"))
+    with pytest.raises(ColumnMismatchError, match="'n' holds numbers"):
+        TableSpec.infer(rows, dates=["n"])
+    with pytest.raises(ColumnMismatchError, match="dates: no column 'when'"):
+        TableSpec.infer(rows, dates=["when"])
+
+
+def test_decimals_are_numbers():
+    real = pd.DataFrame({"price": [Decimal("1.50"), Decimal("10.00"), None] * 30})
+    spec = TableSpec.infer(real)
+    assert spec.numerical == ("price",)
+    same = real.astype(float)
+    assert shape_errors(real, same, spec) == {"price": 0.0} and copies(real, same, spec).copy_rate == 1.0
+    codes = TableSpec.infer(real, categorical=["price"])
+    assert shape_errors(real, same, codes) == {"price": 0.0}
+
+
+def test_large_integers_that_differ_are_no_copies():
+    real = pd.DataFrame({"id": 10**18 + 2 * np.arange(1_000)})
+    spec = TableSpec.infer(real)
+    assert copies(real, real + 1, spec).copy_rate == 0.0
+    assert copies(real, real.astype("Int64"), spec).copy_rate == 1.0
+    assert copies(real, real, spec).duplicate_rate == 0.0
+
+
+def test_columns_that_occur_twice_are_named():
+    twice = pd.DataFrame([[1, 2], [3, 4]], columns=["n", "n"])
+    with pytest.raises(ColumnMismatchError, match="the real table: the column 'n' occurs more than once"):
+        TableSpec.infer(twice)
+    with pytest.raises(ColumnMismatchError, match="the synthetic table: the column 'n' occurs more than once"):
+        prepare(twice, TableSpec(("n",), ()))
+
+
+def test_a_table_equal_to_the_real_one_is_as_good_as_it(spec):
+    real, test = table(), table(seed=1)
+    scores = [
+        machine_learning_efficiency(real, rows, test, spec, seeds=1, grid=ONE).scores for rows in (real, real.copy())
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_holdout_of_training_rows_is_said(spec):
+    real = table()
+    result = evaluate_tables(real, table(seed=1), spec, holdout=real.head(150), seeds=1)
+    assert result.warnings == [
+        "100% of the holdout's rows are training rows: distances, risks, efficiency and floors need rows that the "
+        "generator has not seen"
+    ]
+    # Where a table has few different rows, unseen ones are among them.
+    coarse = [table(seed=seed)[["y"]].assign(k=1) for seed in range(3)]
+    assert evaluate_tables(*coarse[:2], TableSpec.infer(coarse[0]), holdout=coarse[2], seeds=1).warnings == []
+
+
 def test_another_spelling_is_named(spec):
     real = table()
     other = real.assign(y=real["y"] + ".")
@@ -206,6 +282,8 @@ def test_what_cannot_be_compared_is_named(spec):
         (["--pipeline", "/nowhere"], "no fitted pipeline"),
         (["-o", "{real}"], "a folder is written"),
         (["--synthetic", "{empty}"], "at least one is needed"),
+        (["--pipeline", "{folder}"], "it has no model_index.json"),
+        (["--seed", "-1"], "--seed must be from 0"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(arguments, message, tmp_path, capsys):
@@ -213,7 +291,27 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments, message, t
     table(50).to_csv(real, index=False)
     table(50).head(0).to_csv(empty, index=False)
     given = ["--real", real, "--synthetic", real, "-o", tmp_path / "out"]
-    given += [part.format(real=real, empty=empty) for part in arguments]
+    given += [part.format(real=real, empty=empty, folder=tmp_path) for part in arguments]
     assert main(["evaluate", *map(str, given)]) != 0
     captured = capsys.readouterr()
     assert message in captured.err and "measuring" not in captured.out
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    table(50).to_csv(tmp_path / "real.csv", index=False)
+    monkeypatch.setattr("difflm.cli_evaluate.find_spec", lambda package: None if package == "xgboost" else "installed")
+    words = ["evaluate", "--real", str(tmp_path / "real.csv"), "--synthetic", str(tmp_path / "real.csv")]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 2
+    assert "needs xgboost: pip install 'difflm[evaluation]'" in capsys.readouterr().err
+
+
+def test_text_columns_keep_their_zeros(tmp_path):
+    real = table(120).assign(zip=[f"{i % 7:05d}" for i in range(120)])
+    real.to_csv(tmp_path / "real.csv", index=False)
+    real.to_parquet(tmp_path / "rows.parquet")
+    words = ["evaluate", "--real", str(tmp_path / "real.csv"), "--synthetic", str(tmp_path / "rows.parquet")]
+    words += ["--seeds", "1", "-o", str(tmp_path / "out"), "--text-columns", "zip"]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))
+    assert found["columns"]["zip"] == 0.0 and found["figures"]["copy_rate"]["mean"] == 1.0
+    assert "zip" in found["details"]["categorical"]

@@ -184,13 +184,16 @@ def restore(rows: pd.DataFrame, table: pd.DataFrame, spec: TableSpec) -> pd.Data
             real = prepared[name].dropna()
             values = pd.to_numeric(values, errors="coerce").astype(float)
             if len(real):
-                texts = real.head(2000).map(lambda number: np.format_float_positional(number, trim="-"))
+                # Drawn, as a table may be sorted by this column.
+                drawn = real.sample(min(len(real), 2000), random_state=0)
+                texts = drawn.map(lambda number: np.format_float_positional(number, trim="-"))
                 decimals = max(len(text.partition(".")[2]) for text in texts)
                 values = values.round(decimals).clip(real.min(), real.max())
             if _missing(name) in rows:
                 values = values.mask(rows[_missing(name)] == "yes")
             if name in spec.dates:
-                values = pd.to_datetime(values, unit="s", utc=table[name].dt.tz is not None)
+                first = pd.to_datetime(table[name].dropna().head(1).astype(object))
+                values = pd.to_datetime(values, unit="s", utc=first.dt.tz is not None)
             if pd.api.types.is_integer_dtype(table[name]):
                 values = values.round()
             if not values.isna().any():

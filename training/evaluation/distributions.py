@@ -160,9 +160,24 @@ class Copies:
     duplicate_rate: float
 
 
+def _with_exact(prepared: pd.DataFrame, table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Give columns of integers the table's own again: beyond 2**53, different ones are the same float64."""
+    for name in names:
+        prepared[name] = table[name].astype(object).to_numpy()
+    return prepared
+
+
 def copies(real: pd.DataFrame, synthetic: pd.DataFrame, spec: TableSpec) -> Copies:
     """Count exact copies of real rows, and duplicates among the synthetic ones (missing equals missing)."""
-    train, rows = _keys(prepare(real, spec, "the real table")), _keys(prepare(synthetic, spec))
+    left, right = prepare(real, spec, "the real table"), prepare(synthetic, spec)
+    large = [
+        name
+        for name in spec.numerical
+        if name not in spec.dates
+        and left[name].abs().max() >= 2**53
+        and all(pd.api.types.is_integer_dtype(table[name]) for table in (real, synthetic))
+    ]
+    train, rows = _keys(_with_exact(left, real, large)), _keys(_with_exact(right, synthetic, large))
     return Copies(float(rows.isin(train).mean()), float(rows.duplicated().mean()))
 
 

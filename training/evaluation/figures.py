@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from difflm.training.evaluation.tables import EvaluationError, TableSpec, foreig
 
 
 FEW_ROWS = 100
+# Share of the holdout's rows that chance does not explain to be training rows.
+SEEN_HOLDOUT = 0.2
+PACKAGES = ("difflm", "numpy", "pandas", "scikit-learn", "sdmetrics", "xgboost-cpu", "xgboost", "anonymeter")
 
 
 @dataclass
@@ -79,6 +82,16 @@ class Evaluation:
         return {name: clean(getattr(self, name)) for name in names}
 
 
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def evaluate_tables(
     real: pd.DataFrame,
     synthetic: pd.DataFrame,
@@ -89,6 +102,7 @@ def evaluate_tables(
     seeds: int = 5,
     seed: int = 0,
     attacks: Sequence[str] = (),
+    upper_bound: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Measure everything that the given tables allow.
@@ -104,13 +118,15 @@ def evaluate_tables(
     holdout
         Real rows that the generator has not seen. Without them no efficiency, DCR or attack is measured.
     validation
-        Real rows to choose the efficiency's settings on; default: a tenth of ``real``.
+        Real rows to choose the efficiency's settings on; default: a tenth of ``real``, which the generator has seen.
     seeds
         Repetitions of efficiency, and of detection (at most 3).
     seed
         Of every draw.
     attacks
         Privacy attacks to make.
+    upper_bound
+        Also measure the efficiency of the real rows.
     progress
         Is told each step.
 
@@ -138,9 +154,11 @@ def evaluate_tables(
         "seeds": seeds,
         "target": spec.target,
         "task": spec.task,
+        "log_target": spec.log_target,
         "numerical": list(map(str, spec.numerical)),
         "categorical": list(map(str, spec.categorical)),
-        "versions": {package: version(package) for package in ("difflm", "sdmetrics", "scikit-learn")},
+        "dates": list(map(str, spec.dates)),
+        "versions": _versions(),
     }
 
     def distributions() -> None:
@@ -159,6 +177,12 @@ def evaluate_tables(
             reference = copies(real, holdout, spec)
             result.add("copy_rate_of_holdout", reference.copy_rate)
             result.add("duplicate_rate_of_holdout", reference.duplicate_rate)
+            # Where training rows repeat each other, unseen ones repeat them as well.
+            if reference.copy_rate > SEEN_HOLDOUT + 2 * copies(real, real, spec).duplicate_rate:
+                result.warnings.append(
+                    f"{reference.copy_rate:.0%} of the holdout's rows are training rows: distances, risks, efficiency "
+                    "and floors need rows that the generator has not seen"
+                )
             # What chance alone does to so many rows (of the holdout at most).
             unseen = subsample(holdout, len(synthetic), seed)
             result.details["rows"]["floor"] = len(unseen)
@@ -187,11 +211,12 @@ def evaluate_tables(
     def efficiency() -> None:
         if holdout is None:
             raise EvaluationError("machine-learning efficiency needs a holdout")
-        found = machine_learning_efficiency(
-            real, synthetic, holdout, spec, validation=validation, seeds=seeds, seed=seed
-        )
+        settings: dict[str, Any] = {"validation": validation, "seeds": seeds, "seed": seed}
+        found = machine_learning_efficiency(real, synthetic, holdout, spec, **settings)
         result.add("mle", *found.scores)
         result.details["mle"] = {"metric": found.metric, "settings": found.settings, "validation": found.validation}
+        if upper_bound:
+            result.add("mle_of_real", *machine_learning_efficiency(real, real, holdout, spec, **settings).scores)
 
     def closest() -> None:
         if holdout is None:

@@ -20,13 +20,14 @@ TITLES: dict[str, tuple[str, str]] = {
     "shape_error": ("Column shape error", "%, 0 is best"),
     "trend_error": ("Column pair trend error", "%, 0 is best"),
     "mle": ("Machine-learning efficiency", "on real test rows"),
+    "mle_of_real": ("The same of the training rows", "for comparison"),
     "detection_auc_holdout": ("Detection beside unseen rows, XGBoost", "ROC AUC, 0.5 is best"),
     "detection_auc": ("Detection, XGBoost", "ROC AUC, 0.5 is best"),
     "detection_auc_logistic": ("Detection, logistic", "ROC AUC, 0.5 is best"),
     "detection_score": ("Detection score, XGBoost", "1 is best"),
     "detection_score_logistic": ("Detection score, logistic", "1 is best"),
     "dcr_share": ("Nearer to training rows than to others", "%, 50 is best"),
-    "dcr_share_of_copies": ("The same of copies of training rows", "%, the worst there is"),
+    "dcr_share_of_copies": ("The same of copies of training rows", "%, for comparison"),
     "dcr_p05": ("Distance to the closest training row, 5 % quantile", "L1"),
     "dcr_p50": ("Distance to the closest training row, median", "L1"),
     "copy_rate_of_holdout": ("Copies among the unseen rows", "share, for comparison"),
@@ -35,7 +36,7 @@ TITLES: dict[str, tuple[str, str]] = {
     "trend_error_of_holdout": ("Column pair trend error of unseen rows", "%, for comparison"),
     "copy_rate": ("Copies of training rows", "share"),
     "duplicate_rate": ("Duplicates", "share"),
-    "fitting_rate": ("Rows with known categories only", "share, 1 is best"),
+    "fitting_rate": ("Rows of known categories, no value missing where none may", "share, 1 is best"),
     "missing_rate_error": ("Missing-rate error", "percentage points, 0 is best"),
     "alpha_precision": ("Alpha-precision", "1 is best"),
     "beta_recall": ("Beta-recall", "1 is best"),
@@ -153,11 +154,16 @@ def _value(figure: dict[str, Any]) -> str:
     return f"{figure['mean']:.4g}{spread}"
 
 
+def _predicted(details: dict[str, Any]) -> str:
+    return f"log(max({details['target']}, 1))" if details["log_target"] else str(details["target"])
+
+
 def _title(name: str, result: Evaluation) -> tuple[str, str]:
     title, unit = TITLES.get(name, (name.replace("_", " "), ""))
     if name == "mle" and "mle" in result.details:
         auc = result.details["mle"]["metric"] == "auc"
-        unit = f"{'ROC AUC' if auc else 'RMSE'} {unit}, {'1' if auc else '0'} is best"
+        measure = "ROC AUC" if auc else f"RMSE of {_predicted(result.details)}"
+        unit = f"{measure} {unit}, {'1' if auc else '0'} is best"
     return title, unit
 
 

@@ -71,15 +71,6 @@ def _auc(truth: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> float:
     return float(np.average(scores, weights=weights))
 
 
-def _class_order(train: pd.Series, spec: TableSpec) -> list[str]:
-    """Classes, the one that is scored last if there are two."""
-    counts = train.value_counts()
-    names = sorted(counts.index, key=lambda name: (-counts[name], name))
-    if spec.positive is not None and len(names) == 2:
-        names = [name for name in names if name != spec.positive] + [spec.positive]
-    return names
-
-
 def machine_learning_efficiency(
     real: pd.DataFrame,
     synthetic: pd.DataFrame,
@@ -100,14 +91,15 @@ def machine_learning_efficiency(
     real
         Training rows of the generator: they name the classes.
     synthetic
-        Rows to learn from. ``real`` itself gives the upper bound.
+        Rows to learn from. ``real`` itself, or an equal table, gives the upper bound.
     test
         Real rows to score.
     spec
         Columns, target and task.
     validation
         Real rows; default: a tenth of ``real`` (of each class), set aside from it, and from ``synthetic`` if that is
-        the same object.
+        the same table. The generator has seen this tenth: rows of its own, which it has not, choose better where it
+        copies.
     seeds
         Number of fits with the chosen settings.
     seed
@@ -131,17 +123,20 @@ def machine_learning_efficiency(
     if len(spec.columns) < 2:
         raise TargetError(f"machine-learning efficiency needs another column than {spec.target!r} to predict it from")
     if validation is None:
-        same = synthetic is real
+        same = synthetic is real or synthetic.equals(real)
         validation, real = _set_aside(real, spec, seed)
         synthetic = real if same else synthetic
     tables = {"real": real, "synthetic": synthetic, "test": test, "validation": validation}
     prepared = {name: prepare(table, spec, f"the {name} table") for name, table in tables.items()}
     prepared = {name: table.dropna(subset=[spec.target]) for name, table in prepared.items()}
-    for name in ("test", "validation"):
-        if prepared[name][spec.target].nunique() < 2:
-            raise TargetError(f"the {name} table needs at least two values of {spec.target!r}")
     features = [name for name in spec.columns if name != spec.target]
-    targets = {name: table[spec.target] for name, table in prepared.items()}
+    targets, what = {name: table[spec.target] for name, table in prepared.items()}, repr(spec.target)
+    if spec.log_target and spec.task == "regression":
+        targets = {name: np.log(values.clip(lower=1)) for name, values in targets.items()}
+        what = f"log(max({spec.target}, 1))"
+    for name in ("test", "validation"):
+        if targets[name].nunique() < 2:
+            raise TargetError(f"the {name} table needs at least two values of {what}")
     parts = TableSpec(
         tuple(name for name in spec.numerical if name != spec.target),
         tuple(name for name in spec.categorical if name != spec.target),
@@ -176,19 +171,18 @@ def _regression(
 
     if len(rows["synthetic"]) < 2:
         raise TargetError(f"fewer than two synthetic rows have a value of {spec.target!r}")
-    labels = {name: np.log(values.clip(lower=1)) if spec.log_target else values for name, values in targets.items()}
 
     def fit(settings: dict[str, Any], seed: int) -> tuple[Any, float]:
         model = XGBRegressor(**SETTINGS, **settings, random_state=seed)
-        held_out = [(rows["validation"], labels["validation"])]
-        model.fit(rows["synthetic"], labels["synthetic"], eval_set=held_out, verbose=False)
+        held_out = [(rows["validation"], targets["validation"])]
+        model.fit(rows["synthetic"], targets["synthetic"], eval_set=held_out, verbose=False)
         return model, float(model.best_score)
 
     best = min(grid, key=lambda settings: fit(settings, seeds[0])[1])
     scores, validation = [], []
     for seed in seeds:
         model, score = fit(best, seed)
-        errors = model.predict(rows["test"]) - labels["test"].to_numpy()
+        errors = model.predict(rows["test"]) - targets["test"].to_numpy()
         scores.append(float(np.sqrt(np.mean(errors**2))))
         validation.append(score)
     return Efficiency("rmse", tuple(scores), best, float(np.mean(validation)))
@@ -199,7 +193,8 @@ def _classification(
 ) -> Efficiency:
     from xgboost import XGBClassifier
 
-    names = _class_order(targets["real"], spec)
+    counts = targets["real"].value_counts()
+    names = sorted(counts.index, key=lambda name: (-counts[name], name))
     # A class that is not in the real training rows cannot be scored.
     keep = {name: values.isin(names).to_numpy() for name, values in targets.items()}
     rows = {name: table[keep[name]] for name, table in rows.items()}

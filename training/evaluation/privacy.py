@@ -31,8 +31,8 @@ def attack_library() -> Any:
         from anonymeter import evaluators
     except ImportError as error:
         raise AttackUnavailableError(
-            f"privacy attacks need anonymeter ({error}): pip install --no-deps anonymeter; pip install numba polars "
-            "(its own requirements exclude NumPy 2)"
+            f"privacy attacks need anonymeter ({error}): pip install difflm[attacks]; pip install --no-deps "
+            "anonymeter (its own requirements exclude NumPy 2)"
         ) from error
     return evaluators
 
@@ -79,7 +79,7 @@ def privacy_risks(
     attacks
         Of ``"singling_out"``, ``"linkability"``, ``"inference"``.
     num_attacks
-        Guesses per attack; at most as many as the holdout has rows.
+        Guesses per attack; at most as many as the smallest of the tables has rows.
     max_rows
         Of each table. Fewer than are published would hide what the others give away.
     secret
@@ -99,12 +99,14 @@ def privacy_risks(
     AttackUnavailableError
         anonymeter cannot be imported.
     EvaluationError
-        An unknown attack, too few rows or columns, or an attack that found no guess to make.
+        An unknown attack or ``secret``, too few rows or columns, or an attack that found no guess to make.
     """
     if unknown := [name for name in attacks if name not in ATTACKS]:
         raise EvaluationError(f"no attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
     if len(spec.columns) < 2:
         raise EvaluationError("privacy attacks need at least two columns")
+    if secret is not None and secret not in spec.columns:
+        raise EvaluationError(f"no column {secret!r} to infer; the columns are {', '.join(map(str, spec.columns))}")
     evaluators = attack_library()
     named = {
         "ori": (real, "the real table"),
@@ -123,7 +125,8 @@ def privacy_risks(
     guesses = min(num_attacks, *map(len, tables.values()))
     if guesses < MIN_GUESSES:
         raise EvaluationError(f"privacy attacks need at least {MIN_GUESSES} rows of each table")
-    secret = secret or spec.target or spec.columns[-1]
+    if secret is None:
+        secret = spec.target if spec.target is not None else spec.columns[-1]
     others = [name for name in spec.columns if name != secret]
     risks: dict[str, dict[str, float]] = {}
     for attack in attacks:

@@ -1,8 +1,8 @@
 """What the metrics of ``hub_cards/metrics`` share: modules of the `evaluate` library that judge whole tables."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -25,6 +25,8 @@ class Tables:
         What the columns are.
     seed, seeds
         Of the draws, and the number of repetitions where there are any.
+    own
+        The metric's own settings, see `TableMetric.own_settings`.
     """
 
     real: pd.DataFrame
@@ -34,6 +36,7 @@ class Tables:
     spec: TableSpec
     seed: int
     seeds: int
+    own: dict[str, Any] = field(default_factory=dict)
 
     @property
     def holdout(self) -> pd.DataFrame:
@@ -52,8 +55,11 @@ class Tables:
 class TableMetric(evaluate.Metric, ABC):
     """A metric that is loaded with `evaluate.load` and judges a synthetic table beside the real one.
 
-    A subclass has a docstring and a method ``measure``. This class is abstract, so that `evaluate` passes it over.
+    A subclass has a docstring, a method ``measure``, and settings of its own with their defaults, if any. This class
+    is abstract, so that `evaluate` passes it over.
     """
+
+    own_settings: ClassVar[dict[str, Any]] = {}
 
     def _info(self) -> evaluate.MetricInfo:
         # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
@@ -78,23 +84,35 @@ class TableMetric(evaluate.Metric, ABC):
         validation: Any = None,
         target: str | None = None,
         categorical: tuple[str, ...] = (),
+        dates: tuple[str, ...] = (),
         task: str | None = None,
-        positive: Any = None,
         log_target: bool = False,
         seed: int = 0,
         seeds: int = 5,
+        **own: Any,
     ) -> dict[str, Any]:
         for table, name in ((real, "real"), (synthetic, "synthetic")):
             if table is None:
                 raise EvaluationError(f"{name} must be a DataFrame, a datasets.Dataset or a list of dict, not None")
         if seeds < 1:
             raise EvaluationError(f"seeds must be at least 1, not {seeds}")
+        if unknown := [name for name in own if name not in self.own_settings]:
+            raise EvaluationError(f"this metric has no setting {unknown[0]!r}; its README.md names them")
         rows = as_table(real)
         spec = TableSpec.infer(
-            rows, target=target, categorical=categorical, task=task, positive=positive, log_target=log_target
+            rows, target=target, categorical=categorical, dates=dates, task=task, log_target=log_target
         )
         return self.measure(
-            Tables(rows, as_table(synthetic), as_table(holdout), as_table(validation), spec, seed, seeds)
+            Tables(
+                real=rows,
+                synthetic=as_table(synthetic),
+                unseen=as_table(holdout),
+                validation=as_table(validation),
+                spec=spec,
+                seed=seed,
+                seeds=seeds,
+                own={**self.own_settings, **own},
+            )
         )
 
     @abstractmethod

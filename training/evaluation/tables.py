@@ -3,19 +3,19 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from difflm.pipelines.records import as_dataframe
 from difflm.training.table_comparison import is_number
 
 
 def as_table(rows: Any) -> pd.DataFrame | None:
-    """Turn a DataFrame, a datasets.Dataset or a list of dict into a DataFrame."""
-    if rows is None or isinstance(rows, pd.DataFrame):
-        return rows
-    return rows.to_pandas() if hasattr(rows, "to_pandas") else pd.DataFrame(rows)
+    """Turn a datasets.Dataset (class labels become their names) or a list of dict into a DataFrame."""
+    return rows if rows is None or isinstance(rows, pd.DataFrame) else as_dataframe(rows)
 
 
 class EvaluationError(ValueError):
@@ -46,8 +46,6 @@ class TableSpec:
         Column to predict, or None.
     task
         ``"classification"`` or ``"regression"``; None without a target.
-    positive
-        Class whose probability is scored if there are two, as text. Default: the rarer one.
     log_target
         Regression on log(max(y, 1)) instead of y.
     dates
@@ -58,7 +56,6 @@ class TableSpec:
     categorical: tuple[str, ...]
     target: str | None = None
     task: str | None = None
-    positive: str | None = None
     log_target: bool = False
     dates: tuple[str, ...] = ()
 
@@ -74,8 +71,8 @@ class TableSpec:
         *,
         target: str | None = None,
         categorical: Sequence[str] = (),
+        dates: Sequence[str] = (),
         task: str | None = None,
-        positive: Any = None,
         log_target: bool = False,
         max_classes: int = 20,
     ) -> "TableSpec":
@@ -89,10 +86,10 @@ class TableSpec:
             Column to predict.
         categorical
             Number columns that are codes, not quantities.
+        dates
+            Text columns that hold points in time, as those of a CSV file do. Those of a datetime type are found.
         task
             Default: regression if the target is a number with more than ``max_classes`` values.
-        positive
-            See the class.
         log_target
             See the class.
         max_classes
@@ -103,14 +100,20 @@ class TableSpec:
         TargetError
             No such target, a target with fewer than two values, or a regression on something that is no number.
         ColumnMismatchError
-            ``categorical`` names a column that is not there.
+            ``categorical`` or ``dates`` names a column that is not there, or a column's name occurs twice.
         """
         if real.empty:
             raise EvaluationError("the real table has no rows")
-        if isinstance(categorical, str):
-            categorical = (categorical,)
-        if unknown := [name for name in categorical if name not in real.columns]:
-            raise ColumnMismatchError(f"categorical: no column {unknown[0]!r} in the real table")
+        _refuse_repeated(real, "the real table")
+        categorical = (categorical,) if isinstance(categorical, str) else categorical
+        dates = (dates,) if isinstance(dates, str) else dates
+        for setting, names in (("categorical", categorical), ("dates", dates)):
+            if unknown := [name for name in names if name not in real.columns]:
+                raise ColumnMismatchError(f"{setting}: no column {unknown[0]!r} in the real table")
+        if wrong := [name for name in dates if is_number(real[name])]:
+            raise ColumnMismatchError(f"dates: the column {wrong[0]!r} holds numbers, and is compared as they are")
+        moments = {name for name in real.columns if name in dates or _is_date(real[name])}
+        numbers = moments | {name for name in real.columns if _is_number(real[name])}
         if target is not None:
             if target not in real.columns:
                 raise TargetError(
@@ -119,25 +122,16 @@ class TableSpec:
             values = real[target].dropna()
             if values.nunique() < 2:
                 raise TargetError(f"the target {target!r} is constant in the real table: choose another")
-            number = (is_number(values) or _is_date(values)) and target not in categorical
+            number = target in numbers and target not in categorical
             if task is None:
                 task = "regression" if number and values.nunique() > max_classes else "classification"
             if task == "regression" and not number:
                 raise TargetError(f"the target {target!r} holds no numbers: its task is classification")
-            if (
-                positive is not None
-                and task == "classification"
-                and canonical_text(positive) not in set(category_text(values).dropna())
-            ):
-                raise TargetError(f"the target {target!r} never is {positive!r}")
         codes = set(categorical) | ({target} if target is not None and task == "classification" else set())
-        numerical = tuple(
-            name for name in real.columns if name not in codes and (is_number(real[name]) or _is_date(real[name]))
-        )
-        dates = tuple(name for name in numerical if _is_date(real[name]))
+        numerical = tuple(name for name in real.columns if name in numbers and name not in codes)
         rest = tuple(name for name in real.columns if name not in numerical)
-        text = None if positive is None else canonical_text(positive)
-        return cls(numerical, rest, target, task if target is not None else None, text, log_target, dates)
+        dates = tuple(name for name in numerical if name in moments)
+        return cls(numerical, rest, target, task if target is not None else None, log_target, dates)
 
 
 def canonical_text(value: Any) -> str:
@@ -149,6 +143,8 @@ def canonical_text(value: Any) -> str:
         return {"TRUE": "True", "true": "True", "FALSE": "False", "false": "False"}.get(value, value)
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
+    if isinstance(value, Decimal):  # 1.50 is 1.5
+        value = float(value)
     if isinstance(value, float | np.floating) and np.isfinite(value) and value == int(value):
         return str(int(value))
     return str(value)
@@ -181,10 +177,11 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
     Raises
     ------
     ColumnMismatchError
-        Columns are missing or unexpected, a number column holds text, or a cell holds a list or a dict.
+        Columns are missing, unexpected or repeated, a number column holds text, or a cell holds a list or a dict.
     EvaluationError
         The table has no rows.
     """
+    _refuse_repeated(table, name)
     missing = [column for column in spec.columns if column not in table.columns]
     extra = [str(column) for column in table.columns if column not in spec.columns]
     if missing or extra:
@@ -200,7 +197,9 @@ def prepare(table: pd.DataFrame, spec: TableSpec, name: str = "the synthetic tab
             numbers = _seconds(table[column]) if column in spec.dates else pd.to_numeric(table[column])
             numbers = _widened(numbers)
         except (ValueError, TypeError):
-            raise ColumnMismatchError(f"{name}: column {column!r} must hold {kind}, as in the real table") from None
+            raise ColumnMismatchError(
+                f"{name}: column {column!r} must hold {kind}, as in the real table{_example(table[column], kind)}"
+            ) from None
         columns[column] = numbers.replace([np.inf, -np.inf], np.nan)
     for column in spec.categorical:
         try:
@@ -220,12 +219,38 @@ def _widened(numbers: pd.Series) -> pd.Series:
     return numbers.astype("float64")
 
 
+def _refuse_repeated(table: pd.DataFrame, name: str) -> None:
+    if not table.columns.is_unique:
+        repeated = table.columns[table.columns.duplicated()][0]
+        raise ColumnMismatchError(f"{name}: the column {repeated!r} occurs more than once: rename or drop one of them")
+
+
+def _example(values: pd.Series, kind: str) -> str:
+    """The first value that is none of its kind."""
+    texts = values.astype(str)
+    if kind == "dates":
+        read = pd.to_datetime(texts, errors="coerce", format="mixed", utc=True)
+    else:
+        read = pd.to_numeric(texts, errors="coerce")
+    wrong = values[values.notna() & read.isna()]
+    return f", not {wrong.iloc[0]!r}" if len(wrong) else ""
+
+
+def _is_number(values: pd.Series) -> bool:
+    """Numbers, also those of a database's DECIMAL column, which pandas holds as objects."""
+    return is_number(values) or (values.dtype == object and pd.api.types.infer_dtype(values) == "decimal")
+
+
 def _is_date(values: pd.Series) -> bool:
-    return pd.api.types.is_datetime64_any_dtype(values)
+    """Points in time of any type: NumPy's, Arrow's, or Python's dates as objects."""
+    held = pd.api.types.infer_dtype(values) if values.dtype == object else ""
+    return values.dtype.kind == "M" or held in ("date", "datetime")
 
 
 def _seconds(values: pd.Series) -> pd.Series:
     """Seconds since 1970 of dates or of their texts; missing ones are NaN."""
+    if isinstance(values.dtype, pd.ArrowDtype):  # which pandas cannot divide by a second
+        values = values.astype(object)
     moments = pd.to_datetime(values, utc=True)
     return (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
 

@@ -1,15 +1,36 @@
 """Privacy attacks, as a module of the `evaluate` library."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from difflm.training.evaluation import privacy
 from difflm.training.evaluation.table_metric import TableMetric, Tables
+from difflm.training.evaluation.tables import EvaluationError
 
 
 class PrivacyAttacks(TableMetric):
     """Privacy attacks; see README.md beside this file."""
 
+    own_settings: ClassVar[dict[str, Any]] = {"attacks": privacy.ATTACKS, "secret": None}
+
     def measure(self, tables: Tables) -> dict[str, Any]:
         """Return the figures that README.md names."""
-        risks = privacy.privacy_risks(tables.real, tables.holdout, tables.synthetic, tables.spec, seed=tables.seed)
-        return {f"{attack}_{name}": value for attack, risk in risks.items() for name, value in risk.items()}
+        holdout, figures = tables.holdout, dict[str, Any]()
+        refused: dict[str, str] = {}
+        for attack in tables.own["attacks"]:
+            try:
+                risk = privacy.privacy_risks(
+                    tables.real,
+                    holdout,
+                    tables.synthetic,
+                    tables.spec,
+                    attacks=[attack],
+                    secret=tables.own["secret"],
+                    seed=tables.seed,
+                )[attack]
+            except EvaluationError as error:
+                refused[attack] = str(error)
+                continue
+            figures |= {f"{attack}_{name}": value for name, value in risk.items()}
+        if not figures:
+            raise EvaluationError("; ".join(dict.fromkeys(refused.values())) or "attacks names none")
+        return figures | ({"skipped": refused} if refused else {})

@@ -4,7 +4,6 @@ from typing import Any
 
 import datasets
 import evaluate
-import pandas as pd
 
 from difflm.pipelines.records import RecordSchema
 from difflm.training.evaluation.distributions import validity_rate
@@ -33,6 +32,5 @@ class ValidityRate(evaluate.Metric):
         if schema is None:
             if real is None:
                 raise ValueError("validity_rate needs a schema or the real table")
-            rows = real if isinstance(real, pd.DataFrame) else pd.DataFrame(real)
-            schema = RecordSchema.infer(rows, record_format=record_format)
+            schema = RecordSchema.infer(real, record_format=record_format)
         return {"validity_rate": validity_rate(texts, schema)}
