@@ -413,6 +413,7 @@ class MostlyAI(Baseline):
         # Its requirements name versions of torchvision and torchaudio, which it does not use.
         remedy = "pip install --no-deps mostlyai-engine opacus opt_einsum json-repair"
         self._engine = require("mostlyai.engine", "mostlyai-engine", remedy)
+        import torch
         from joblib import parallel_config
 
         (rows,), plain = with_plain_names(prepare(self.table, self.spec, "the training table"), spec=self.spec)
@@ -427,8 +428,11 @@ class MostlyAI(Baseline):
             tgt_encoding_types=kinds, workspace_dir=self._folder.name, random_state=self.seed, **limit
         )
         # The package would encode the columns in processes of their own, each of which imports all of it again.
-        with parallel_config(backend="sequential"):
-            self._model.fit(rows.assign(**whole))
+        try:
+            with parallel_config(backend="sequential"):
+                self._model.fit(rows.assign(**whole))
+        finally:
+            torch.set_flush_denormal(False)  # the package sets it for the whole process
         (log,) = Path(self._folder.name).rglob("progress-messages.csv")
         last = pd.read_csv(log).iloc[-1]
         self.details |= {"steps": int(last["steps"]), "epochs": round(float(last["epoch"]), 2)}
