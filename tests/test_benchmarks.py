@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +114,8 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     entry = json.loads(path.read_text(encoding="utf-8"))
     entry["details"]["attacks"] = {"linkability": {}}
     path.write_text(json.dumps(entry), encoding="utf-8")
-    if find_spec("anonymeter"):
-        assert run(tabular, monkeypatch, *options, "--judge") == 0
-        assert "linkability_risk" in json.loads(path.read_text(encoding="utf-8"))["figures"]
+    assert run(tabular, monkeypatch, *options, "--judge") == 0
+    assert "linkability_risk" in json.loads(path.read_text(encoding="utf-8"))["figures"]
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "anonymeter", None)
         with pytest.raises(SystemExit, match="pip install --no-deps anonymeter"):

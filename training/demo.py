@@ -1,7 +1,6 @@
 """``make demo``: fit a DiffLM on the Palmer penguins with real weights, sample it, and check what comes out."""
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -26,6 +25,7 @@ from difflm.training.table_comparison import (
     format_table,
     mean_shape_error_percent,
 )
+from difflm.training.versions import installed_versions
 
 
 if TYPE_CHECKING:
@@ -207,13 +207,7 @@ def check_bars(
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | installed_versions(PACKAGES)
 
 
 def read_latents(pipeline: Path) -> np.ndarray | None:

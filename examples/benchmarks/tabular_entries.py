@@ -3,12 +3,12 @@
 import argparse
 import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from difflm.cli_files import write_atomically
 from difflm.training.hardware import hardware
+from difflm.training.versions import installed_versions
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,12 +38,7 @@ def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {"python": platform.python_version()} | installed_versions(PACKAGES)
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

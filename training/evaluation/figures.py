@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from difflm.training.evaluation.distributions import (
     trend_errors,
 )
 from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
-from difflm.training.evaluation.privacy import AttackUnavailableError, privacy_risks
+from difflm.training.evaluation.privacy import possible_risks
 from difflm.training.evaluation.tables import EvaluationError, TableSpec, foreign_values, prepare, subsample
+from difflm.training.versions import installed_versions
 
 
 FEW_ROWS = 100
@@ -80,16 +80,6 @@ class Evaluation:
 
         names = ("figures", "columns", "pairs", "skipped", "warnings", "details")
         return {name: clean(getattr(self, name)) for name in names}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def evaluate_tables(
@@ -158,7 +148,7 @@ def evaluate_tables(
         "numerical": list(map(str, spec.numerical)),
         "categorical": list(map(str, spec.categorical)),
         "dates": list(map(str, spec.dates)),
-        "versions": _versions(),
+        "versions": installed_versions(PACKAGES),
     }
 
     def distributions() -> None:
@@ -177,10 +167,11 @@ def evaluate_tables(
             reference = copies(real, holdout, spec)
             result.add("copy_rate_of_holdout", reference.copy_rate)
             result.add("duplicate_rate_of_holdout", reference.duplicate_rate)
-            # Where training rows repeat each other, unseen ones repeat them as well.
-            if reference.copy_rate > SEEN_HOLDOUT + 2 * copies(real, real, spec).duplicate_rate:
+            seen = reference.copy_rate
+            # Where training rows repeat each other, unseen ones repeat them as well: counted only if it can matter.
+            if seen > SEEN_HOLDOUT and seen > SEEN_HOLDOUT + 2 * copies(real, real, spec).duplicate_rate:
                 result.warnings.append(
-                    f"{reference.copy_rate:.0%} of the holdout's rows are training rows: distances, risks, efficiency "
+                    f"{seen:.0%} of the holdout's rows are training rows: distances, risks, efficiency "
                     "and floors need rows that the generator has not seen"
                 )
             # What chance alone does to so many rows (of the holdout at most).
@@ -230,12 +221,9 @@ def evaluate_tables(
     def attack() -> None:
         if holdout is None:
             raise EvaluationError("privacy attacks need a holdout")
-        for name in attacks:
-            try:
-                risk = privacy_risks(real, holdout, synthetic, spec, attacks=[name], seed=seed)[name]
-            except (EvaluationError, AttackUnavailableError) as error:
-                result.skipped[name] = str(error)
-                continue
+        risks, refused = possible_risks(real, holdout, synthetic, spec, attacks=attacks, seed=seed)
+        result.skipped |= refused
+        for name, risk in risks.items():
             result.add(f"{name}_risk", risk["risk"])
             result.figures[f"{name}_risk"] |= {"low": risk["low"], "high": risk["high"]}
             result.details.setdefault("attacks", {})[name] = risk

@@ -167,3 +167,16 @@ def privacy_risks(
             "baseline_rate": float(result.baseline_rate.value),
         }
     return risks
+
+
+def possible_risks(
+    *tables: Any, attacks: Sequence[str] = ATTACKS, **settings: Any
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Make each attack by itself, with `privacy_risks`' arguments; return the risks, and why others have none."""
+    risks, refused = {}, {}
+    for attack in attacks:
+        try:
+            risks |= privacy_risks(*tables, attacks=[attack], **settings)
+        except (EvaluationError, AttackUnavailableError) as error:
+            refused[attack] = str(error)
+    return risks, refused

@@ -14,23 +14,14 @@ class PrivacyAttacks(TableMetric):
 
     def measure(self, tables: Tables) -> dict[str, Any]:
         """Return the figures that README.md names."""
-        holdout, figures = tables.holdout, dict[str, Any]()
-        refused: dict[str, str] = {}
-        for attack in tables.own["attacks"]:
-            try:
-                risk = privacy.privacy_risks(
-                    tables.real,
-                    holdout,
-                    tables.synthetic,
-                    tables.spec,
-                    attacks=[attack],
-                    secret=tables.own["secret"],
-                    seed=tables.seed,
-                )[attack]
-            except EvaluationError as error:
-                refused[attack] = str(error)
-                continue
-            figures |= {f"{attack}_{name}": value for name, value in risk.items()}
+        holdout = tables.holdout
+        privacy.attack_library()
+        risks, refused = privacy.possible_risks(
+            tables.real, holdout, tables.synthetic, tables.spec, seed=tables.seed, **tables.own
+        )
+        figures: dict[str, Any] = {
+            f"{attack}_{name}": value for attack, risk in risks.items() for name, value in risk.items()
+        }
         if not figures:
             raise EvaluationError("; ".join(dict.fromkeys(refused.values())) or "attacks names none")
         return figures | ({"skipped": refused} if refused else {})
