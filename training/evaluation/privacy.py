@@ -173,7 +173,8 @@ def possible_risks(
     *tables: Any, attacks: Sequence[str] = ATTACKS, **settings: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Make each attack by itself, with `privacy_risks`' arguments; return the risks, and why others have none."""
-    risks, refused = {}, {}
+    risks: dict[str, dict[str, float]] = {}
+    refused: dict[str, str] = {}
     for attack in attacks:
         try:
             risks |= privacy_risks(*tables, attacks=[attack], **settings)
