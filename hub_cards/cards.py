@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from difflm.cli_info import read_json
 from difflm.pipelines.sharded_sampling import read_report, read_run
+from difflm.training.evaluation.titles import titled
 
 
 TEMPLATES = "difflm.hub_cards"
@@ -31,25 +32,6 @@ CITATION = """\
   year      = {2025},
   url       = {https://arxiv.org/abs/2411.03250}
 }"""
-# Name in an evaluation's JSON to title and unit. Others are shown under their own name.
-FIGURES = {
-    "validity_rate": ("Valid before any filter", "share of texts"),
-    "shape_error": ("Column shape error", "%, 0 is best"),
-    "trend_error": ("Column pair trend error", "%, 0 is best"),
-    "mle": ("Machine-learning efficiency", "AUC or RMSE on real test records"),
-    "mle_of_real": ("The same of the training records", "for comparison"),
-    "missing_rate_error": ("Missing-rate error", "points, 0 is best"),
-    "fitting_rate": ("Rows within the training table's values", "share of rows"),
-    "alpha_precision": ("Alpha-precision", "more is better"),
-    "beta_recall": ("Beta-recall", "more is better"),
-    "detection_auc": ("Real-or-synthetic detector, XGBoost", "ROC AUC, 0.5 is best"),
-    "detection_score": ("XGBoost detector, 1 at AUC 0.5", "1 is best"),
-    "detection_auc_logistic": ("Real-or-synthetic detector, logistic regression", "ROC AUC, 0.5 is best"),
-    "detection_score_logistic": ("Logistic detector, 1 at AUC 0.5", "1 is best"),
-    "dcr_share": ("Nearer to training than to held-out records", "% of rows, 50 is best"),
-    "copy_rate": ("Copies of training records", "share of rows"),
-    "duplicate_rate": ("Duplicates among themselves", "share of rows"),
-}
 PRIVACY_FIGURES = ("dcr", "copy", "singling_out", "linkability", "inference")
 
 
@@ -325,7 +307,7 @@ def _training_rows(
 
 
 def _figure_row(name: str, value: Mapping[str, float]) -> dict[str, str]:
-    title, unit = FIGURES.get(name, (name.replace("_", " "), ""))
+    title, unit = titled(name)
     text = f"{value['mean']:.4g}" + (f" ± {value['std']:.2g}" if "std" in value else "")
     return {"name": _escape(title), "value": text, "unit": unit}
 
@@ -338,7 +320,7 @@ def _eval_results(figures: Mapping[str, Mapping[str, float]], dataset: str | Non
             dataset_type=dataset if dataset and "/" in dataset else "tabular",
             dataset_name=dataset or "training table",
             metric_type=name,
-            metric_name=FIGURES.get(name, (name.replace("_", " "), ""))[0],
+            metric_name=titled(name)[0],
             metric_value=value["mean"],
         )
         for name, value in figures.items()

@@ -27,6 +27,7 @@ from difflm.training.evaluation.tables import (
     TargetError,
     prepare,
 )
+from difflm.training.evaluation.titles import TITLES
 
 
 ONE = ({"max_depth": 3, "min_child_weight": 1},)
@@ -274,6 +275,7 @@ def test_everything_in_one_call(spec):
     assert {"shape_error", "trend_error", "mle", "detection_auc", "dcr_share", "alpha_precision"} <= set(
         result.figures
     )
+    assert set(result.figures) <= set(TITLES)  # each is called by a title in the report and on the card
     assert result.skipped == {} and result.warnings == []
     assert "mle_of_real" in result.figures and result.details["log_target"] is False
     # Independent draws of one distribution: the synthetic rows are as good as unseen ones.

@@ -12,38 +12,10 @@ from difflm.cli_files import write_atomically
 from difflm.training.evaluation.distributions import correlations
 from difflm.training.evaluation.figures import Evaluation
 from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
+from difflm.training.evaluation.titles import TITLES, titled
 from difflm.training.report import REAL, STYLE, SYNTHETIC, THIRD, _inline, _new_figure, _shorten, plot_column
 
 
-# Title, unit and what is best, in the order of the page.
-TITLES: dict[str, tuple[str, str]] = {
-    "shape_error": ("Column shape error", "%, 0 is best"),
-    "trend_error": ("Column pair trend error", "%, 0 is best"),
-    "mle": ("Machine-learning efficiency", "on real test rows"),
-    "mle_of_real": ("The same of the training rows", "for comparison"),
-    "detection_auc_holdout": ("Detection beside unseen rows, XGBoost", "ROC AUC, 0.5 is best"),
-    "detection_auc": ("Detection, XGBoost", "ROC AUC, 0.5 is best"),
-    "detection_auc_logistic": ("Detection, logistic", "ROC AUC, 0.5 is best"),
-    "detection_score": ("Detection score, XGBoost", "1 is best"),
-    "detection_score_logistic": ("Detection score, logistic", "1 is best"),
-    "dcr_share": ("Nearer to training rows than to others", "%, 50 is best"),
-    "dcr_share_of_copies": ("The same of copies of training rows", "%, for comparison"),
-    "dcr_p05": ("Distance to the closest training row, 5 % quantile", "L1"),
-    "dcr_p50": ("Distance to the closest training row, median", "L1"),
-    "copy_rate_of_holdout": ("Copies among the unseen rows", "share, for comparison"),
-    "duplicate_rate_of_holdout": ("Duplicates among the unseen rows", "share, for comparison"),
-    "shape_error_of_holdout": ("Column shape error of unseen rows", "%, for comparison"),
-    "trend_error_of_holdout": ("Column pair trend error of unseen rows", "%, for comparison"),
-    "copy_rate": ("Copies of training rows", "share"),
-    "duplicate_rate": ("Duplicates", "share"),
-    "fitting_rate": ("Rows of known categories, no value missing where none may", "share, 1 is best"),
-    "missing_rate_error": ("Missing-rate error", "percentage points, 0 is best"),
-    "alpha_precision": ("Alpha-precision", "1 is best"),
-    "beta_recall": ("Beta-recall", "1 is best"),
-    "singling_out_risk": ("Singling-out risk", "0 is best"),
-    "linkability_risk": ("Linkability risk", "0 is best"),
-    "inference_risk": ("Inference risk", "0 is best"),
-}
 MAX_LATENTS = 500
 
 
@@ -159,11 +131,11 @@ def _predicted(details: dict[str, Any]) -> str:
 
 
 def _title(name: str, result: Evaluation) -> tuple[str, str]:
-    title, unit = TITLES.get(name, (name.replace("_", " "), ""))
+    title, unit = titled(name)
     if name == "mle" and "mle" in result.details:
         auc = result.details["mle"]["metric"] == "auc"
         measure = "ROC AUC" if auc else f"RMSE of {_predicted(result.details)}"
-        unit = f"{measure} {unit}, {'1' if auc else '0'} is best"
+        unit = f"{measure} on real test rows, {'1' if auc else '0'} is best"
     return title, unit
 
 
