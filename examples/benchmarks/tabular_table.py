@@ -75,12 +75,12 @@ are empty or have no interval. Copies and duplicates in the row "real" are those
 ± is the standard deviation over repetitions. A small shape error alone proves nothing: see the independent columns.
 "budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
 a machine that is shared. Where "hardware" says "without bf16", a language model takes at most half as many steps in a
-minute, and great was given 2.0 to 2.5 times the minutes to fit and to write. "epochs" are passes over the rows fitted,
-for methods that make any; ctgan and tvae end at 300, the authors' choice. A language baseline has limited minutes to
-write: "rows sampled" says how far it came in "sample s". Few rows have large errors by chance alone: the "floor" is
-the error of as many unseen real rows (at most the test split). "fitting rows": known categories alone, and no value
-missing where none may. "valid texts": what the method itself takes for a record before any filter; difflm writes under
-a grammar, so that all are.
+minute: there great was given 2.0 to 2.5 times the minutes to fit and to write, and icl (magic) 5 times the minutes to
+write. "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at 300, the authors'
+choice. A language baseline has limited minutes to write: "rows sampled" says how far it came in "sample s". Few rows
+have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most the test split).
+"fitting rows": known categories alone, and no value missing where none may. "valid texts": what the method itself takes
+for a record before any filter; difflm writes under a grammar, so that all are.
 "difflm_gaussian", "difflm_gmm" and "difflm_encode" draw their latents from a standard normal, a Gaussian mixture and
 the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
 without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
