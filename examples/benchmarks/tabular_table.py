@@ -79,8 +79,8 @@ minute: there great was given 2.0 to 2.5 times the minutes to fit and to write, 
 write. "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at 300, the authors'
 choice. A language baseline has limited minutes to write: "rows sampled" says how far it came in "sample s". Few rows
 have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most the test split).
-"fitting rows": known categories alone, and no value missing where none may. "valid texts": what the method itself takes
-for a record before any filter; difflm writes under a grammar, so that all are.
+"fitting rows": known categories alone, and no value missing where none may. "valid texts": what the method itself
+takes for a record before any filter; difflm writes under a grammar, so that all are.
 "difflm_gaussian", "difflm_gmm" and "difflm_encode" draw their latents from a standard normal, a Gaussian mixture and
 the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
 without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
