@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from difflm.pipelines import DiffLMPipeline
+from difflm.training.evaluation.baselines import BaselineUnavailableError
 from difflm.training.presets import PRESETS
 from tests.conftest import tiny_preset
 
@@ -75,7 +76,7 @@ def test_methods_leave_entries_and_the_table_shows_them(tabular, data_dir, tmp_p
     assert "differs from" in capsys.readouterr().out
 
 
-def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_path, monkeypatch):
+def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1]
     options += ["--methods", "independent", "--rows", 200]
@@ -109,6 +110,16 @@ def test_rows_that_took_long_are_kept_and_judged_again(tabular, data_dir, tmp_pa
     entry = json.loads(path.read_text(encoding="utf-8"))
     assert "--judge" in entry["not_run"] and entry["sampled_rows"] == 200 and "fit_seconds" in entry["fit"]
     assert run(tabular, monkeypatch, *options, "--judge") == 0
+    assert json.loads(path.read_text(encoding="utf-8"))["figures"] == first["figures"]
+    # What could not be run leaves what was measured.
+    with monkeypatch.context() as broken:
+
+        def unavailable(*arguments):
+            raise BaselineUnavailableError("it needs another library")
+
+        broken.setattr(tabular, "run_baseline", unavailable)
+        assert run(tabular, monkeypatch, *options) == 0
+    assert "stays as it was: it needs another library" in capsys.readouterr().err
     assert json.loads(path.read_text(encoding="utf-8"))["figures"] == first["figures"]
     # An attack is made again, if not told otherwise.
     entry = json.loads(path.read_text(encoding="utf-8"))

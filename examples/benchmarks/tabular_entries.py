@@ -28,6 +28,12 @@ def kept_rows(results: Path, dataset: str, method: str, seed: int) -> Path:
     return results / "rows" / f"{dataset}-{method}-{seed}.parquet"
 
 
+def measured(arguments: argparse.Namespace, entry: dict[str, Any]) -> bool:
+    """Whether there is an entry of the same table, method and seed that holds figures."""
+    path = entry_path(arguments.results, entry["dataset"], entry["method"], entry["seed"])
+    return path.is_file() and "figures" in json.loads(path.read_text(encoding="utf-8"))
+
+
 def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
     """Write an entry, whole or not at all."""
     text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"

@@ -116,6 +116,7 @@ def test_an_attack_that_cannot_be_made_leaves_the_others():
     found = metric.compute(real=real, synthetic=synthetic, holdout=holdout, attacks=["singling_out", "inference"])
     assert "queries" in found["skipped"]["singling_out"]
     assert "inference_risk" in found and "linkability_risk" not in found
+    assert "inference_risk" in metric.compute(real=real, synthetic=synthetic, holdout=holdout, attacks="inference")
     with pytest.raises(EvaluationError, match="no column 'c' to infer"):
         metric.compute(real=real, synthetic=synthetic, holdout=holdout, secret="c")
     with pytest.raises(EvaluationError, match="names none"):

@@ -229,10 +229,15 @@ def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     assert "| ctgan |  |  | 0.910 ± 0.002 |  |  |\n" in summary
     assert "great" not in summary
     # Runs that differ are not passed off as equal ones, and one that failed is counted.
-    (tmp_path / "magic-ctgan-1.json").write_text(json.dumps(entry | {"budget_minutes": 5.0, "train_rows": 8}))
+    (tmp_path / "magic-ctgan-1.json").write_text(json.dumps(entry | {"train_rows": 8}))
     (tmp_path / "magic-ctgan-2.json").write_text(json.dumps(entry | {"not_run": "no memory"}))
-    assert "| ctgan | 2 of 3 | 45 / 5 | x86_64 CPU, 1 thread | 10 / 8 |" in renderer.render(tmp_path)
-    for seed in (1, 2):
+    other = entry | {"budget_minutes": 5.5, "figures": {"shape_error": {"mean": 9.0}}}
+    (tmp_path / "magic-ctgan-3.json").write_text(json.dumps(other))
+    text = renderer.render(tmp_path)
+    assert "| ctgan | 2 of 3 | 45 | x86_64 CPU, 1 thread | 10 / 8 |" in text
+    assert "| ctgan, 5.5 min | 1 | 5.5 |" in text
+    assert "| ctgan |  |  | 7.25 ± 0.00 |  |  |\n| ctgan, 5.5 min |  |  | 9.00 |  |  |\n" in text
+    for seed in (1, 2, 3):
         (tmp_path / f"magic-ctgan-{seed}.json").unlink()
     # A fit made elsewhere than it is judged says so itself.
     entry["fit"]["hardware"] = "NVIDIA H200"

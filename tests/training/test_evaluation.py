@@ -317,3 +317,40 @@ def test_an_attack_with_too_few_guesses_is_not_counted_as_failed():
     flags = pd.DataFrame({"a": [True, False] * 50, "b": [True, True, False, False] * 25})
     with pytest.raises(EvaluationError, match="found only 4 queries"):
         privacy_risks(flags, flags, flags, TableSpec.infer(flags), attacks=("singling_out",))
+
+
+def test_the_control_of_singling_out_does_not_depend_on_its_number_of_rows():
+    pytest.importorskip("anonymeter")
+
+    def numbers(rows, seed):
+        return pd.DataFrame(np.random.default_rng(seed).normal(size=(rows, 4)), columns=list("abcd"))
+
+    train = numbers(3000, 0)
+    spec = TableSpec.infer(train)
+    # Rows that know nothing of the training rows give away nothing of them.
+    found = privacy_risks(train, numbers(300, 1), numbers(600, 2), spec, attacks=["singling_out"], num_attacks=200)
+    assert abs(found["singling_out"]["attack_rate"] - found["singling_out"]["control_rate"]) < 0.1
+    assert found["singling_out"]["low"] == 0
+
+
+def test_a_secret_number_is_inferred_by_its_tenth_and_random_guesses_are_counted():
+    pytest.importorskip("anonymeter")
+    rng = np.random.default_rng(0)
+
+    def table(rows):
+        x = rng.normal(size=rows)
+        return pd.DataFrame({"x": x, "c": rng.choice(["a", "b"], rows, p=[0.8, 0.2]), "cold": x - 100})
+
+    train, unseen, rows = table(1000), table(400), table(800)
+    spec = TableSpec.infer(train, categorical=["c"])
+
+    def inferred(synthetic, secret):
+        return privacy_risks(train, unseen, synthetic, spec, attacks=["inference"], secret=secret)["inference"]
+
+    known = inferred(rows, "cold")  # x says it
+    assert known["attack_rate"] > 0.8 and known["control_rate"] > 0.8 and abs(known["baseline_rate"] - 0.1) < 0.02
+    # All of these numbers are negative, and each is within 5 % of every other.
+    guessed = inferred(rows.assign(cold=rng.permutation(rows["cold"])), "cold")
+    assert guessed["attack_rate"] < 0.25 and guessed["low"] == 0
+    # Of two classes random guesses are right at 0.8 * 0.8 + 0.2 * 0.2.
+    assert abs(inferred(rows, "c")["baseline_rate"] - 0.68) < 0.04

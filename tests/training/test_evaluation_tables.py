@@ -165,6 +165,12 @@ def test_dates_of_other_types_are_points_in_time(kind):
     assert rows["t"].dtype == real["t"].dtype and prepare(rows, spec)["t"].tolist() == [86_400.0 * 18_630] * 2
 
 
+def test_dates_of_several_precisions_are_read():
+    texts = ["2024-01-01 00:00:01", "2024-01-01 00:00:01.5", "2024-01-02"]
+    read = prepare(pd.DataFrame({"t": texts}), TableSpec(("t",), (), dates=("t",)))["t"]
+    assert [value - read[0] for value in read] == [0.0, 0.5, 24 * 3600 - 1]
+
+
 def test_columns_of_dates_that_are_none_are_named():
     rows = pd.DataFrame({"t": ["2021-01-01", "soon"], "n": [1, 2]})
     with pytest.raises(ColumnMismatchError, match="'t' must hold dates, as in the real table, not 'soon'"):

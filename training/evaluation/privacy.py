@@ -13,6 +13,8 @@ ATTACKS = ("singling_out", "linkability", "inference")
 MIN_GUESSES = 10
 # Few columns have few queries that single a row out: do not look for more for hours.
 MAX_ATTEMPTS = 20_000
+# A number is inferred if the guess is in the same of so many classes, equally full in the real table.
+SECRET_CLASSES = 10
 
 
 class AttackUnavailableError(ImportError):
@@ -56,6 +58,33 @@ def _singling_out_guesses(synthetic: pd.DataFrame, wanted: int, columns: int, se
     return made
 
 
+def _as_many(tables: dict[str, pd.DataFrame], seed: int) -> dict[str, pd.DataFrame]:
+    """As many different rows under attack as in the control.
+
+    A query singles out by chance, more often among few rows or among many. For unequal numbers anonymeter extrapolates
+    the control's successes, which is off by as much as the numbers differ.
+    """
+    different = {key: tables[key].drop_duplicates() for key in ("ori", "control")}
+    count = min(map(len, different.values()))
+    if count < MIN_GUESSES:
+        raise EvaluationError(f"the singling_out attack needs at least {MIN_GUESSES} different rows of each table")
+    return tables | {
+        key: subsample(rows, count, seed, stream=stream) for stream, (key, rows) in enumerate(different.items(), 4)
+    }
+
+
+def _in_classes(tables: dict[str, pd.DataFrame], secret: str) -> dict[str, pd.DataFrame]:
+    """Cut a column of numbers into classes that are equally full in the real table.
+
+    anonymeter's tolerance is a share of the guess: it takes every negative guess for a right one.
+    """
+    bounds = np.quantile(tables["ori"][secret], np.arange(1, SECRET_CLASSES) / SECRET_CLASSES)
+    return {
+        key: rows.assign(**{secret: np.searchsorted(np.unique(bounds), rows[secret], side="right")})
+        for key, rows in tables.items()
+    }
+
+
 def privacy_risks(
     real: pd.DataFrame,
     holdout: pd.DataFrame,
@@ -93,6 +122,11 @@ def privacy_risks(
         Attack to ``risk`` (0 to 1, what the synthetic rows give away beyond the control), ``low`` and ``high`` (95 %
         interval), ``attack_rate``, ``control_rate`` and ``baseline_rate`` (random guesses: an attack that does no
         better shows nothing).
+
+    Singling out attacks as many real rows as the holdout has, drawn at random, since a query singles out by chance
+    among few rows and among many at other rates. A leak of all rows then shows as the share of those drawn: give it a
+    holdout as large as the real table if there is one. Of a number, or a point in time, its tenth of the real column
+    is inferred.
 
     Raises
     ------
@@ -138,7 +172,7 @@ def privacy_risks(
                 columns = min(4, len(spec.columns))
                 made = _singling_out_guesses(tables["syn"], guesses, columns, seed)
                 attacker = evaluators.SinglingOutEvaluator(
-                    n_attacks=made, n_cols=columns, max_attempts=MAX_ATTEMPTS, seed=seed, **tables
+                    n_attacks=made, n_cols=columns, max_attempts=MAX_ATTEMPTS, seed=seed, **_as_many(tables, seed)
                 )
                 attacker.evaluate(mode="multivariate")
             elif attack == "linkability":
@@ -148,8 +182,9 @@ def privacy_risks(
                 )
                 attacker.evaluate(n_jobs=1)
             else:
+                classes = _in_classes(tables, secret) if secret in spec.numerical else tables
                 attacker = evaluators.InferenceEvaluator(
-                    n_attacks=guesses, secret=secret, aux_cols=others, regression=secret in spec.numerical, **tables
+                    n_attacks=guesses, secret=secret, aux_cols=others, regression=False, **classes
                 )
                 attacker.evaluate(n_jobs=1)
             result = attacker.results()
@@ -166,6 +201,10 @@ def privacy_risks(
             "control_rate": float(result.control_rate.value),
             "baseline_rate": float(result.baseline_rate.value),
         }
+        if attack == "inference":
+            # anonymeter looks random guesses up by the index of other rows, and finds none.
+            shares = [classes[key][secret].value_counts(normalize=True) for key in ("ori", "syn")]
+            risks[attack]["baseline_rate"] = float(shares[0].mul(shares[1], fill_value=0).sum())
     return risks
 
 
@@ -175,7 +214,7 @@ def possible_risks(
     """Make each attack by itself, with `privacy_risks`' arguments; return the risks, and why others have none."""
     risks: dict[str, dict[str, float]] = {}
     refused: dict[str, str] = {}
-    for attack in attacks:
+    for attack in (attacks,) if isinstance(attacks, str) else attacks:
         try:
             risks |= privacy_risks(*tables, attacks=[attack], **settings)
         except (EvaluationError, AttackUnavailableError) as error:

@@ -251,7 +251,10 @@ def _seconds(values: pd.Series) -> pd.Series:
     """Seconds since 1970 of dates or of their texts; missing ones are NaN."""
     if isinstance(values.dtype, pd.ArrowDtype):  # which pandas cannot divide by a second
         values = values.astype(object)
-    moments = pd.to_datetime(values, utc=True)
+    try:
+        moments = pd.to_datetime(values, utc=True)
+    except ValueError:  # the first value's format is not that of all: some have no time, or no fraction of a second
+        moments = pd.to_datetime(values, utc=True, format="ISO8601")
     return (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
 
 
