@@ -61,8 +61,8 @@ def _singling_out_guesses(synthetic: pd.DataFrame, wanted: int, columns: int, se
 def _as_many(tables: dict[str, pd.DataFrame], seed: int) -> dict[str, pd.DataFrame]:
     """As many different rows under attack as in the control.
 
-    A query singles out by chance, more often among few rows or among many. For unequal numbers anonymeter extrapolates
-    the control's successes, which is off by as much as the numbers differ.
+    How often a query singles out by chance depends on how many rows there are. For unequal numbers anonymeter
+    extrapolates the control's successes, which is off by as much as the numbers differ.
     """
     different = {key: tables[key].drop_duplicates() for key in ("ori", "control")}
     count = min(map(len, different.values()))
