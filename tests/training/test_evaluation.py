@@ -316,7 +316,7 @@ def test_an_attack_with_too_few_guesses_is_not_counted_as_failed():
     pytest.importorskip("anonymeter")
     flags = pd.DataFrame({"a": [True, False] * 50, "b": [True, True, False, False] * 25})
     with pytest.raises(EvaluationError, match="found only 4 queries"):
-        privacy_risks(flags, flags, flags, TableSpec.infer(flags), attacks=("singling_out",))
+        privacy_risks(flags, flags, flags, TableSpec.infer(flags), attacks="singling_out")
 
 
 def test_the_control_of_singling_out_does_not_depend_on_its_number_of_rows():

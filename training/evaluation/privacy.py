@@ -91,7 +91,7 @@ def privacy_risks(
     synthetic: pd.DataFrame,
     spec: TableSpec,
     *,
-    attacks: Sequence[str] = ATTACKS,
+    attacks: str | Sequence[str] = ATTACKS,
     num_attacks: int = 300,
     max_rows: int = 50_000,
     secret: str | None = None,
@@ -106,7 +106,7 @@ def privacy_risks(
     spec
         What the columns are.
     attacks
-        Of ``"singling_out"``, ``"linkability"``, ``"inference"``.
+        One or several of ``"singling_out"``, ``"linkability"``, ``"inference"``.
     num_attacks
         Guesses per attack; at most as many as the smallest of the tables has rows.
     max_rows
@@ -135,6 +135,7 @@ def privacy_risks(
     EvaluationError
         An unknown attack or ``secret``, too few rows or columns, or an attack that found no guess to make.
     """
+    attacks = (attacks,) if isinstance(attacks, str) else attacks
     if unknown := [name for name in attacks if name not in ATTACKS]:
         raise EvaluationError(f"no attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
     if len(spec.columns) < 2:
@@ -164,6 +165,7 @@ def privacy_risks(
     others = [name for name in spec.columns if name != secret]
     risks: dict[str, dict[str, float]] = {}
     for attack in attacks:
+        baseline: float | None = None
         # anonymeter draws from NumPy's global state.
         state = np.random.get_state()
         np.random.seed(seed)
@@ -183,6 +185,9 @@ def privacy_risks(
                 attacker.evaluate(n_jobs=1)
             else:
                 classes = _in_classes(tables, secret) if secret in spec.numerical else tables
+                # anonymeter looks random guesses up by the index of other rows, and finds none.
+                shares = [classes[key][secret].value_counts(normalize=True) for key in ("ori", "syn")]
+                baseline = float(shares[0].mul(shares[1], fill_value=0).sum())
                 attacker = evaluators.InferenceEvaluator(
                     n_attacks=guesses, secret=secret, aux_cols=others, regression=False, **classes
                 )
@@ -199,17 +204,13 @@ def privacy_risks(
             "high": float(risk.ci[1]),
             "attack_rate": float(result.attack_rate.value),
             "control_rate": float(result.control_rate.value),
-            "baseline_rate": float(result.baseline_rate.value),
+            "baseline_rate": float(result.baseline_rate.value) if baseline is None else baseline,
         }
-        if attack == "inference":
-            # anonymeter looks random guesses up by the index of other rows, and finds none.
-            shares = [classes[key][secret].value_counts(normalize=True) for key in ("ori", "syn")]
-            risks[attack]["baseline_rate"] = float(shares[0].mul(shares[1], fill_value=0).sum())
     return risks
 
 
 def possible_risks(
-    *tables: Any, attacks: Sequence[str] = ATTACKS, **settings: Any
+    *tables: Any, attacks: str | Sequence[str] = ATTACKS, **settings: Any
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Make each attack by itself, with `privacy_risks`' arguments; return the risks, and why others have none."""
     risks: dict[str, dict[str, float]] = {}
