@@ -42,7 +42,7 @@ def test_every_metric_has_a_module_and_a_card():
     for name in NAMES:
         text = (ROOT / name / "README.md").read_text()
         card = SpaceCard(text, ignore_metadata_errors=False)
-        assert card.data.title and card.data.sdk == "gradio" and card.data.license == "apache-2.0"
+        assert card.data.title and card.data.sdk == "static" and card.data.license == "apache-2.0"
         assert {"evaluate", "metric"} <= set(card.data.tags)
         assert f"metrics/{name}" in text
 
