@@ -77,7 +77,9 @@ alone proves nothing: see the independent columns.
 "budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
 a machine that is shared. Where "hardware" says "without bf16", a language model takes at most half as many steps in a
 minute: there great was given 2.0 to 2.3 times the minutes to fit and 1.7 to 2.5 times the minutes to write, and icl
-(magic) 4.5 times the minutes to write. A method's fits with another budget than its first have lines of their own.
+(magic) 4.5 times the minutes to write. A method's fits with another budget than its first have lines of their own: the
+second fits of difflm on adult and shoppers, on such a processor, had all the time they took to write twice as many
+rows as the training split has (see "Quantity").
 "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at 300, the authors' choice, or
 with their budget. A language baseline has limited minutes to write: "rows sampled" says how far it came in "sample s".
 Few rows have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most the test
