@@ -48,17 +48,14 @@ def quantity(
         "real_and_1x": pd.concat([train, half], ignore_index=True),
     }
     result = Evaluation()
-    scores: dict[str, tuple[float, ...]] = {}
     for name, learnt in amounts.items():
         print(f"  quantity: {AMOUNTS[name]}", flush=True)
-        if name == "real_1x" and len(learnt) == len(train):  # all of them
-            scores[name] = scores["real"]
-        else:
+        # As many real rows as 1x may be all of them, which were learnt from just before.
+        if name != "real_1x" or len(learnt) < len(train):
             found = machine_learning_efficiency(
                 train, learnt, tables["test"], spec, validation=tables["validation"], seeds=seeds
             )
-            scores[name] = found.scores
-        result.add(name, *scores[name])
+        result.add(name, *found.scores)
     return {"rows": len(half), "figures": result.to_dict()["figures"]}
 
 
