@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from difflm.modeling_denoiser import DiffLMDenoiser
     from difflm.modeling_difflm import DiffLMConfig, DiffLMModel
     from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
-    from difflm.pipelines.records import RecordSchema
+    from difflm.pipelines.record_schema import RecordSchema
 
 _MODULE_OF = {
     "DiffLMConfig": "difflm.modeling_difflm",
@@ -22,7 +22,7 @@ _MODULE_OF = {
     "DiffLMDenoiser": "difflm.modeling_denoiser",
     "DiffLMPipeline": "difflm.pipelines.pipeline_difflm",
     "DiffLMPipelineOutput": "difflm.pipelines.pipeline_difflm",
-    "RecordSchema": "difflm.pipelines.records",
+    "RecordSchema": "difflm.pipelines.record_schema",
 }
 
 __all__ = [

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from difflm.pipelines.errors import RecordParseError, SchemaError
     from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
-    from difflm.pipelines.records import RecordParseError, RecordSchema, SchemaError
+    from difflm.pipelines.record_schema import RecordSchema
 
 _MODULE_OF = {
     "DiffLMPipeline": "difflm.pipelines.pipeline_difflm",
     "DiffLMPipelineOutput": "difflm.pipelines.pipeline_difflm",
-    "RecordParseError": "difflm.pipelines.records",
-    "RecordSchema": "difflm.pipelines.records",
-    "SchemaError": "difflm.pipelines.records",
+    "RecordParseError": "difflm.pipelines.errors",
+    "RecordSchema": "difflm.pipelines.record_schema",
+    "SchemaError": "difflm.pipelines.errors",
 }
 
 __all__ = ["DiffLMPipeline", "DiffLMPipelineOutput", "RecordParseError", "RecordSchema", "SchemaError"]

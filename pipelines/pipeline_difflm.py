@@ -23,16 +23,22 @@ if __package__ and __package__ not in sys.modules:
     sys.modules[__package__] = ModuleType(__package__)
     sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
+# diffusers copies the files that this one names, not those that they name in turn: hence the unused ones.
 from .acceptance import acceptance_checks
+from .column_kinds import Column  # noqa: F401
 from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
 from .decoding import RecordConstraint, ValueSpec
+from .errors import RecordParseError
 from .fast_decoding import decode_rows, supports
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
+from .json_values import plain_json  # noqa: F401
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
-from .records import RecordParseError, RecordSchema
+from .record_schema import RecordSchema
+from .tables import as_dataframe  # noqa: F401
 from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
+from .values import clean_text  # noqa: F401
 
 
 class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):

@@ -14,17 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from difflm.pipelines.records import (
-    Column,
-    RecordSchema,
-    SchemaError,
-    as_text,
-    clean_text,
-    date_text,
-    listed,
-    plain_json,
-    shown,
-)
+from difflm.pipelines.column_kinds import Column
+from difflm.pipelines.errors import SchemaError
+from difflm.pipelines.json_values import plain_json
+from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.values import as_text, clean_text, date_text, listed, shown
 
 
 def infer_schema(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from difflm.pipelines import records
+from difflm.pipelines import tables
 
 
 MIN_ROWS = 2
@@ -38,10 +38,10 @@ def as_dataframe(data: Any, *, min_rows: int = MIN_ROWS) -> pd.DataFrame:
     ------
     TableError
         No columns or fewer than ``min_rows`` rows.
-    difflm.pipelines.records.SchemaError
+    difflm.pipelines.errors.SchemaError
         Repeated or non-string column names, or data of another type.
     """
-    return _checked(records.as_dataframe(data), "the data", min_rows)
+    return _checked(tables.as_dataframe(data), "the data", min_rows)
 
 
 def read_table(
@@ -219,7 +219,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    frame = records.as_dataframe(table.to_pandas())
+    frame = tables.as_dataframe(table.to_pandas())
     for name in _rounded_integers(frame):
         if pa.types.is_integer(table.schema.field(name).type):
             frame[name] = pd.array(table[name].to_pylist(), dtype="Int64")
@@ -242,7 +242,7 @@ def _read_objects(path: Path, encoding: str, *, lines: bool) -> pd.DataFrame:
                 raise TableError(f"{path}: expected an array of objects, one for each row")
     if not rows:
         raise TableError(f"{path} has no rows")
-    return records.as_dataframe(rows)
+    return tables.as_dataframe(rows)
 
 
 def _load_json(text: str, place: str) -> Any:

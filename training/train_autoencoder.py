@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, set_seed
 
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.encode_latents import encode_latents

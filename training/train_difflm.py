@@ -21,7 +21,7 @@ from transformers import set_seed
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.pipelines.conditions import ConditionEncoder
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.encode_latents import encode_latents

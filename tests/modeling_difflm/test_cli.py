@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from difflm import cli, cli_files, cli_parser
-from difflm.pipelines.records import RecordSchema, SchemaError
+from difflm.pipelines.errors import SchemaError
+from difflm.pipelines.record_schema import RecordSchema
 
 
 RECORDS = [

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from difflm import cli
 from difflm.cli_info import describe, read_safetensors_header, render
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 
 
 TABLE = pd.DataFrame(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflm.pipelines.conditions import ColumnCondition, ConditionEncoder, ConditionError, check_condition
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 
 
 RECORDS = [

@@ -2,9 +2,11 @@ import datetime
 import decimal
 import json
 import math
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -14,8 +16,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from difflm.pipelines import records as records_module
-from difflm.pipelines.records import Column, RecordParseError, RecordSchema, SchemaError, Segment, as_dataframe
+from difflm.pipelines import record_schema
+from difflm.pipelines.column_kinds import Column
+from difflm.pipelines.errors import RecordParseError, SchemaError
+from difflm.pipelines.record_schema import RecordSchema, Segment
+from difflm.pipelines.tables import as_dataframe
 
 
 FORMATS = ("json", "values")
@@ -791,23 +796,26 @@ def test_as_dataframe_drops_the_index():
     assert frame.index.tolist() == [0, 1]
 
 
-def test_the_file_works_alone():
+def test_the_schema_works_alone(tmp_path):
     """Code loaded from the Hub runs where difflm is not installed; only inferring needs it, and says so."""
+    package = tmp_path / "alone"
+    package.mkdir()
+    for name in ("column_kinds", "errors", "json_values", "record_schema", "tables", "values"):
+        shutil.copy(Path(record_schema.__file__).with_name(f"{name}.py"), package)
+    (package / "__init__.py").touch()
     program = """
-import importlib.util, sys
+import sys
 sys.modules["difflm"] = None
-spec = importlib.util.spec_from_file_location("alone", sys.argv[1])
-alone = sys.modules["alone"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(alone)
+from alone import errors, record_schema
 assert "pandas" not in sys.modules and "torch" not in sys.modules
-schema = alone.RecordSchema.from_json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
+schema = record_schema.RecordSchema.from_json_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
 assert schema.parse(schema.serialize({"a": 5})) == {"a": 5}
 try:
-    alone.RecordSchema.infer([{"a": 1}])
-except alone.SchemaError as error:
+    record_schema.RecordSchema.infer([{"a": 1}])
+except errors.SchemaError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, records_module.__file__], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert "pip install difflm" in done.stdout

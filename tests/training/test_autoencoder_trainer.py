@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
 from difflm.modeling_difflm import DiffLMModel, locate
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training import autoencoder_trainer
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints

@@ -9,7 +9,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflm.pipelines.records import RecordSchema, SchemaError
+from difflm.pipelines.errors import SchemaError
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.data import TableError, as_dataframe, read_table
 
 

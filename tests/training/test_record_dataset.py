@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.record_dataset import RecordCollator, RecordDataset, RecordTooLongError
 
 

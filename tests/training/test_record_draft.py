@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from difflm.modeling_difflm import DiffLMConfig, RecordDraft, locate
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training import record_draft
 from difflm.training.record_draft import draft_options
 

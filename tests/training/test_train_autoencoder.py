@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from difflm.modeling_difflm import DiffLMModel
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training import train_autoencoder
 from difflm.training.latents import LatentDataset
 

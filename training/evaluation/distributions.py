@@ -117,7 +117,7 @@ def validity_rate(texts: Sequence[str], schema: Any) -> float:
     EvaluationError
         There are no texts.
     """
-    from difflm.pipelines.records import RecordParseError
+    from difflm.pipelines.errors import RecordParseError
 
     if isinstance(texts, str):
         raise EvaluationError("texts must be a list of texts, not one text")

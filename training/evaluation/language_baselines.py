@@ -92,7 +92,7 @@ class _LanguageBaseline(Baseline):
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
     def _record_schema(self, record_format: str) -> Any:
-        from difflm.pipelines.records import RecordSchema
+        from difflm.pipelines.record_schema import RecordSchema
 
         return RecordSchema.infer(self.table, record_format=record_format)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from difflm.pipelines.records import as_dataframe
+from difflm.pipelines.tables import as_dataframe
 from difflm.training.table_comparison import is_number
 
 

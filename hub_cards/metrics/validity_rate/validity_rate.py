@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from difflm.pipelines.records import RecordSchema
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.evaluation.distributions import validity_rate
 
 
