@@ -30,3 +30,7 @@ class RecordParseError(DiffLMError, ValueError):
         self.column = column
         self.reason = reason
         super().__init__(reason if column is None else f"column {column!r}: {reason}")
+
+
+class DecodingError(DiffLMError, ValueError):
+    """A record cannot be decoded: the message names the column or argument and the remedy."""

@@ -27,7 +27,6 @@ if __package__ and __package__ not in sys.modules:
 from .acceptance import acceptance_checks
 from .column_kinds import Column  # noqa: F401
 from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
-from .decoding import RecordConstraint, ValueSpec
 from .errors import RecordParseError
 from .fast_decoding import decode_rows, supports
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
@@ -35,10 +34,13 @@ from .json_values import plain_json  # noqa: F401
 from .latent_sampling import sample_latents
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
+from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
 from .tables import as_dataframe  # noqa: F401
 from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
+from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401
+from .vocabulary import tokenize_segment  # noqa: F401
 
 
 class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):

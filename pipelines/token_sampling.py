@@ -2,7 +2,7 @@
 
 The reference path is transformers' `generate` with :class:`RecordLogitsProcessor`; a faster loop may use
 :func:`choose_tokens` itself. A *constraint* here is anything with `eos_token_id` and `start(given_texts,
-constrained=) -> state`, whose states have `forced()`, `choices()`, `advance(token)` and `done` (see decoding.py).
+constrained=) -> state`, whose states have `forced()`, `choices()`, `advance(token)` and `done`: record_grammar.py's.
 
 This file is published beside the weights and imports nothing of ours.
 """

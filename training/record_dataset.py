@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from difflm.pipelines.decoding import tokenize_segment
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.vocabulary import tokenize_segment
 
 
 IGNORED_LABEL = -100

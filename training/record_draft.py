@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from difflm.pipelines.decoding import tokenize_segment
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.vocabulary import tokenize_segment
 
 
 MAX_PLACES = 256

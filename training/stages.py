@@ -13,8 +13,8 @@ import torch
 from transformers import AutoTokenizer, ProgressCallback
 
 from difflm.modeling_difflm import DiffLMModel, compute_device, multiplies_bf16, resolve_source
-from difflm.pipelines.decoding import tokenize_segment
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.vocabulary import tokenize_segment
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.data import as_dataframe, read_table

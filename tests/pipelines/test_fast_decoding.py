@@ -21,9 +21,10 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 
 from difflm.modeling_difflm import DiffLMConfig, Injection, RecordDraft, bias_tokens
-from difflm.pipelines.decoding import RecordConstraint, ValueSpec
 from difflm.pipelines.fast_decoding import UnsupportedDecoderError, _split, decode_rows, supports
+from difflm.pipelines.record_grammar import RecordConstraint
 from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom, choose_tokens
+from difflm.pipelines.value_grammars import ValueSpec
 
 
 SIZES = {

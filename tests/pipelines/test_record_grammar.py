@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from difflm.pipelines.decoding import DecodingError, FreeState, RecordConstraint, ValueSpec, tokenize_segment
+from difflm.pipelines.errors import DecodingError
+from difflm.pipelines.record_grammar import FreeState, RecordConstraint
+from difflm.pipelines.value_grammars import ValueSpec
+from difflm.pipelines.vocabulary import tokenize_segment
 
 
 CORPUS = ['{"name": "New York", "n": 12345, "x": -0.125}', "null true false New York 100 200 300 12.5", "ééé 日本"] * 4
