@@ -43,7 +43,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@$(OFFLINE) $(PY) -m difflm.training.demo --output-dir demo
+	@$(OFFLINE) $(PY) examples/demo.py --output-dir demo
 
 test: $(STAMP)
 	$(OFFLINE) PYTHONHASHSEED=0 $(PY) -m pytest --cov --cov-report=term --hypothesis-seed=0 --durations=15 $(PYTEST_ARGS)

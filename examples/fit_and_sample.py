@@ -5,7 +5,7 @@ import argparse
 from sklearn.datasets import load_iris
 
 from difflm import DiffLMPipeline
-from difflm.training.table_comparison import compare_columns, format_comparison
+from difflm.training.reports.table_comparison import compare_columns, format_comparison
 from difflm.training.train_difflm import fit
 
 

@@ -110,9 +110,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     from difflm.cli_files import write_atomically
     from difflm.training.data import read_table
     from difflm.training.evaluation.figures import evaluate_tables
-    from difflm.training.evaluation.html_report import latent_pair, write_evaluation_report
     from difflm.training.evaluation.privacy import attack_library
     from difflm.training.evaluation.tables import TableSpec
+    from difflm.training.reports.evaluation_report import latent_pair, write_evaluation_report
 
     # Said before the minutes of measuring, not after them.
     _require_packages()

@@ -1,6 +1,8 @@
 """Rules that the whole code base keeps."""
 
 import ast
+import configparser
+import glob
 import re
 import subprocess
 import sys
@@ -83,6 +85,34 @@ def published_files() -> set[Path]:
 
 def test_there_is_something_to_check():
     assert len(SOURCES) > 15
+
+
+def test_every_folder_of_code_is_installed():
+    """A sub-package that setup.cfg does not name works from a checkout and is missing after `pip install`."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    packages = setup["options"]["packages"].split()
+    folders = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
+    found = {relative(path.parent) for path in SOURCES if path.name == "__init__.py"}
+    assert set(folders.values()) == found
+    assert set(packages) == set(folders)
+    for package, folder in folders.items():
+        top, *rest = folder.split("/")
+        assert package == ".".join([FOLDERS[top], *rest])
+    data = {
+        Path(path)
+        for package, patterns in setup["options.package_data"].items()
+        for pattern in patterns.split()
+        for path in glob.glob(str(ROOT / folders[package] / pattern), recursive=True)
+    }
+    others = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()} - set(SOURCES)
+    assert {path for path in others if path.suffix != ".pyc"} <= data
+
+
+def test_tests_lie_where_what_they_test_lies():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests")
+        assert (ROOT / folder).is_dir(), f"{relative(path)}: there is no folder {folder}"
 
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=relative)

@@ -1,1 +1,1 @@
-"""How a DiffLM is fitted and measured: data, the two training stages, the demo and its report."""
+"""How a DiffLM is fitted and measured: data, the two training stages."""

@@ -19,7 +19,7 @@ from difflm import DiffLMPipeline
 from difflm.cli import typed_condition
 from difflm.pipelines.conditions import check_condition
 from difflm.training.data import read_table
-from difflm.training.table_comparison import compare_columns, mean_shape_error_percent
+from difflm.training.reports.table_comparison import compare_columns, mean_shape_error_percent
 
 
 def satisfying(frame: pd.DataFrame, pipe: DiffLMPipeline, condition: dict) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Cards: valid metadata, every figure from a file, none invented; the committed example is what the code renders."""
 
-import importlib.util
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -192,11 +192,7 @@ def test_hub_space_push_refuses_a_name_that_is_none(folder):
 
 @pytest.fixture(scope="module")
 def builder():
-    """examples/published/build.py."""
-    specification = importlib.util.spec_from_file_location("build_example", EXAMPLE / "build.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return importlib.import_module("build_published")
 
 
 def files(folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import os
 import shutil
 import socket
@@ -197,11 +197,7 @@ def test_hub_space_fits_a_phone(page):
 
 
 def test_hub_space_is_photographed(space, tmp_path):
-    script = Path(__file__).resolve().parents[2] / "examples" / "published" / "screenshots.py"
-    specification = importlib.util.spec_from_file_location("screenshots", script)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    taken = module.photograph(space, tmp_path, rows=12)
+    taken = importlib.import_module("screenshots").photograph(space, tmp_path, rows=12)
     widths = [Image.open(path).size[0] for path in taken]
     assert [path.name for path in taken] == ["space-1280.png", "space-390.png"] and widths == [1280, 390]
     # The whole page, with the table below the map, not what fits a screen.

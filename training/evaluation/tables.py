@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from difflm.pipelines.tables import as_dataframe
-from difflm.training.table_comparison import is_number
 
 
 def as_table(rows: Any) -> pd.DataFrame | None:
@@ -132,6 +131,11 @@ class TableSpec:
         rest = tuple(name for name in real.columns if name not in numerical)
         dates = tuple(name for name in numerical if name in moments)
         return cls(numerical, rest, target, task if target is not None else None, log_target, dates)
+
+
+def is_number(values: pd.Series) -> bool:
+    """Tell whether a column holds numbers; booleans are categories."""
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
 
 
 def canonical_text(value: Any) -> str:

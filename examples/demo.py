@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from difflm.cli_files import write_atomically, write_records
-from difflm.training.report import Check, ReportContents, write_report
-from difflm.training.table_comparison import (
+from difflm.training.reports.fit_report import Check, ReportContents, write_report
+from difflm.training.reports.table_comparison import (
     ColumnComparison,
     compare_columns,
     format_comparison,
@@ -371,7 +371,7 @@ def _report_contents(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit status is 1 if a promise does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m difflm.training.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python examples/demo.py", description=__doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("demo"), help="folder to write (default: %(default)s)")
     parser.add_argument("--preset", default="small", help="see `difflm fit --help` (default: %(default)s)")
     parser.add_argument(

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from difflm.training.report import Check, ReportContents, plot_column, project, render_report, write_report
-from difflm.training.table_comparison import compare_columns
+from difflm.training.reports.fit_report import Check, ReportContents, render_report, write_report
+from difflm.training.reports.plots import plot_column, project
+from difflm.training.reports.table_comparison import compare_columns
 
 
 HOSTILE = "<script>alert(1)</script> & $x_1$"

@@ -1,6 +1,6 @@
-"""Photograph the app of a fitted pipeline as a desktop and a phone show it: screenshots/space-{1280,390}.png.
+"""Photograph the app of a fitted pipeline as a desktop and a phone show it: published/screenshots/space-*.png.
 
-After `make demo`, without arguments: `python examples/published/screenshots.py`. Needs chromium and its driver.
+After `make demo`, without arguments: `python examples/screenshots.py`. Needs chromium and its driver.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from demo import penguins_csv
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-
-from difflm.training.demo import penguins_csv
 
 
 HERE = Path(__file__).resolve().parent
@@ -97,7 +96,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fitted", nargs="?", default="demo/pipeline", help="folder that `difflm fit` wrote")
     parser.add_argument("--reference", default=str(penguins_csv()), help="the training table")
-    parser.add_argument("--target", type=Path, default=HERE / "screenshots", help="folder to write to")
+    parser.add_argument("--target", type=Path, default=HERE / "published" / "screenshots", help="folder to write to")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "difflm", "space", arguments.fitted, "--reference", arguments.reference]
     app = subprocess.Popen([*command, "--port", str(PORT)])

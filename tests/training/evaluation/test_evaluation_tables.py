@@ -266,7 +266,7 @@ def test_a_page_that_fails_does_not_cost_the_figures(tmp_path, monkeypatch):
     def fail(*arguments, **keywords):
         raise OSError("no space left")
 
-    monkeypatch.setattr("difflm.training.evaluation.html_report.write_evaluation_report", fail)
+    monkeypatch.setattr("difflm.training.reports.evaluation_report.write_evaluation_report", fail)
     assert main(["evaluate", *files, "--seeds", "1", "-o", str(tmp_path / "out")]) != 0
     assert json.loads((tmp_path / "out/evaluation.json").read_text(encoding="utf-8"))["figures"]["shape_error"]
 

@@ -17,12 +17,11 @@ from difflm.training.presets import PRESETS
 from tests.conftest import tiny_preset
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def tabular(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmarks"))
+def tabular():
     return importlib.import_module("tabular")
 
 

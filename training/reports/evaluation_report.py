@@ -1,6 +1,5 @@
 """The self-contained HTML page of ``difflm evaluate``."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.cli_files import write_atomically
 from difflm.training.evaluation.distributions import correlations
 from difflm.training.evaluation.figures import Evaluation
 from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
 from difflm.training.evaluation.titles import TITLES, titled
-from difflm.training.report import REAL, STYLE, SYNTHETIC, THIRD, _inline, _new_figure, _shorten, plot_column
+from difflm.training.reports.pages import render_page, write_page
+from difflm.training.reports.plots import REAL, STYLE, SYNTHETIC, THIRD, inline, new_figure, plot_column, shorten
 
 
 MAX_LATENTS = 500
@@ -23,21 +22,21 @@ def plot_correlation_difference(real: pd.DataFrame, synthetic: pd.DataFrame, spe
     """Draw the difference of the two tables' correlations as a heat map, as a data URI."""
     difference = correlations(synthetic, spec, ranked_by=real) - correlations(real, spec)
     size = min(9.0, 3.0 + 0.28 * len(difference))
-    figure, axes = _new_figure(size + 1.2, size)
+    figure, axes = new_figure(size + 1.2, size)
     image = axes.imshow(difference, cmap="RdBu_r", vmin=-0.5, vmax=0.5)
-    names = [_shorten(str(name)) for name in difference.columns]
+    names = [shorten(str(name)) for name in difference.columns]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.grid(visible=False)
     figure.colorbar(image, ax=axes, label="synthetic − real", shrink=0.8)
-    return _inline(figure)
+    return inline(figure)
 
 
 def plot_distances(result: Evaluation) -> str:
     """Draw the histogram of distances to the closest record, as a data URI."""
     if result.closest is None:
         raise EvaluationError("no distances were measured")
-    figure, axes = _new_figure(5.6, 3.4)
+    figure, axes = new_figure(5.6, 3.4)
     pooled = np.concatenate([result.closest.to_train, result.closest.to_holdout])
     bins = np.histogram_bin_edges(pooled, bins=40).tolist()
     for values, colour, label in (
@@ -48,14 +47,14 @@ def plot_distances(result: Evaluation) -> str:
     axes.set_xlabel("L1 distance to the closest record")
     axes.set_ylabel("synthetic rows")
     axes.legend(fontsize=9)
-    return _inline(figure)
+    return inline(figure)
 
 
 def plot_roc(result: Evaluation) -> str:
     """Draw the detectors' ROC curves, as a data URI."""
     from sklearn.metrics import roc_curve
 
-    figure, axes = _new_figure(4.6, 4.0)
+    figure, axes = new_figure(4.6, 4.0)
     axes.plot([0, 1], [0, 1], color="#9aa7b1", lw=1, ls="--")
     for (name, found), colour in zip(result.detectors.items(), (SYNTHETIC, REAL), strict=False):
         false, true, _ = roc_curve(found.truth, found.scores)
@@ -65,7 +64,7 @@ def plot_roc(result: Evaluation) -> str:
     axes.set_xlabel("synthetic rows taken for real")
     axes.set_ylabel("real rows taken for real")
     axes.legend(fontsize=9)
-    return _inline(figure)
+    return inline(figure)
 
 
 def _mapped(rows: Any) -> Any:
@@ -95,7 +94,7 @@ def plot_latent_map(
     points = TSNE(2, perplexity=min(30.0, max(1.0, (len(pooled) - 1) / 3)), random_state=0, init="pca").fit_transform(
         pooled
     )
-    figure, axes = _new_figure(6.4, 4.6)
+    figure, axes = new_figure(6.4, 4.6)
     parts = (points[: len(latents[0])], points[len(latents[0]) :])
     names = list(targets[0].value_counts().index[:8]) if not number else []
     for part, values, marker, label in zip(parts, targets, ("o", "x"), ("real", "synthetic"), strict=True):
@@ -113,11 +112,11 @@ def plot_latent_map(
                 color=f"C{place}",
                 marker=marker,
                 s=16,
-                label=f"{label}, {_shorten(name)}",
+                label=f"{label}, {shorten(name)}",
             )
-    axes.set_title(f"coloured by {_shorten(target)}", fontsize=10)
+    axes.set_title(f"coloured by {shorten(target)}", fontsize=10)
     axes.legend(fontsize=8)
-    return _inline(figure)
+    return inline(figure)
 
 
 def _value(figure: dict[str, Any]) -> str:
@@ -148,7 +147,6 @@ def render_evaluation(
     latents: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
 ) -> str:
     """Render the page; it refers to nothing outside itself."""
-    from jinja2 import Environment
     from matplotlib import rc_context
 
     left, right = prepare(real, spec, "the real table"), prepare(synthetic, spec)
@@ -173,20 +171,17 @@ def render_evaluation(
         if name in result.figures
     ]
     pairs = sorted(result.pairs.items(), key=lambda item: -item[1])[:12]
-    source = files("difflm.training").joinpath("evaluation/evaluation.html.j2").read_text(encoding="utf-8")
-    house = files("difflm.training").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    style = house.partition("<style>")[2].partition("</style>")[0]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    # One style sheet for every report: it is the fit report's, rendered with the same colours.
-    style = environment.from_string(style).render(colours={"real": REAL, "synthetic": SYNTHETIC})
-    return environment.from_string(source).render(
-        style=style, rows=result.details["rows"], shown=shown, columns=columns, plots=plots, pairs=pairs, result=result
+    return render_page(
+        "evaluation.html.j2",
+        rows=result.details["rows"],
+        shown=shown,
+        columns=columns,
+        plots=plots,
+        pairs=pairs,
+        result=result,
     )
 
 
 def write_evaluation_report(path: str | Path, *arguments: Any, **keywords: Any) -> Path:
     """Write `render_evaluation`'s page into ``path``, whole or not at all, and return the path."""
-    target = Path(path)
-    page = render_evaluation(*arguments, **keywords)
-    write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return target
+    return write_page(path, render_evaluation(*arguments, **keywords))

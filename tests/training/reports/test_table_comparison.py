@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from difflm.training.table_comparison import (
+from difflm.training.reports.table_comparison import (
     compare_columns,
     format_comparison,
     format_table,

@@ -1,6 +1,6 @@
 """Build what is published of a fitted pipeline: a model repository, a dataset repository and a Space.
 
-After `make demo`, without arguments: `python examples/published/build.py`. What `difflm push` would also publish and
+After `make demo`, without arguments: `python examples/build_published.py`. What `difflm push` would also publish and
 is left out here: the weights, and the code beside them.
 """
 
@@ -12,17 +12,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from demo import penguins_csv
+
 from difflm import DiffLMPipeline
 from difflm.hub_cards.cards import model_card
 from difflm.hub_cards.publishing import SPACE_CODE, write_dataset, write_space
 from difflm.pipelines.sharded_sampling import sample_shards
 from difflm.training.data import read_table
-from difflm.training.demo import penguins_csv
 from difflm.training.evaluation.figures import evaluate_tables
 from difflm.training.evaluation.tables import TableSpec
 
 
-HERE = Path(__file__).resolve().parent
+PUBLISHED = Path(__file__).resolve().parent / "published"
 # All that a card is rendered from.
 READ = ("model_index.json", "training_log.json", "evaluation.json", "autoencoder/config.json", "denoiser/config.json")
 
@@ -70,7 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", default="palmerpenguins", help="name of the training table")
     parser.add_argument("--real", default=penguins_csv(), help="the training table")
     parser.add_argument("--rows", type=int, default=1000, help="records to sample")
-    parser.add_argument("--target", type=Path, default=HERE, help="folder to write to")
+    parser.add_argument("--target", type=Path, default=PUBLISHED, help="folder to write to")
     arguments = parser.parse_args()
     names = {"license": arguments.license, "dataset": arguments.dataset}
     build_dataset(arguments.fitted, arguments.target, arguments.repo_id, arguments.rows, arguments.real, **names)

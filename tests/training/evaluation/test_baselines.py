@@ -16,7 +16,7 @@ from difflm.training.evaluation.distributions import shape_errors, trend_errors
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

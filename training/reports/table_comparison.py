@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
+
+from difflm.training.evaluation.distributions import shape_error_percent
+from difflm.training.evaluation.tables import is_number
 
 
 @dataclass(frozen=True)
@@ -36,44 +37,6 @@ class ColumnComparison:
     real_null_percent: float
     synthetic_null_percent: float
     shape_error_percent: float
-
-
-def is_number(values: pd.Series) -> bool:
-    """Tell whether a column holds numbers; booleans are categories."""
-    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-
-
-def bin_edges(values: Any, bins: int) -> npt.NDArray[np.float64]:
-    """Edges of equal bins over the range of numbers, as NumPy's histograms have them, but of numbers of any size.
-
-    Of no numbers, from 0 to 1. Where the numbers are all the same, or too near each other for so many bins, the edges
-    lie around them.
-    """
-    low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
-    if high / 2 - low / 2 <= bins * max(np.spacing(abs(low)), np.spacing(abs(high))):
-        apart = max(0.5, bins * float(np.spacing(max(abs(low), abs(high)))))
-        low, high = low - apart, high + apart
-    # Halves, as the range of the largest numbers is none itself.
-    return 2 * np.linspace(low / 2, high / 2, bins + 1)
-
-
-def shape_error_percent(real: pd.Series, synthetic: pd.Series) -> float:
-    """Distance between two columns' distributions by SDMetrics' definitions, 0 (equal) to 100 (disjoint).
-
-    Missing values are left out, as SDMetrics does.
-    """
-    from sdmetrics.single_column import KSComplement, TVComplement
-
-    real, synthetic = real.dropna(), synthetic.dropna()
-    if real.empty and synthetic.empty:
-        return 0.0
-    if real.empty or synthetic.empty:
-        return 100.0
-    if is_number(real):
-        similarity = KSComplement.compute(real.astype(float), synthetic.astype(float))
-    else:
-        similarity = TVComplement.compute(real.astype(str), synthetic.astype(str))
-    return 100.0 * (1.0 - float(similarity))
 
 
 def _summarize(values: pd.Series, number: bool) -> str:

@@ -1,19 +1,16 @@
-"""A self-contained HTML report on a fitted DiffLM: one file, plots inside, readable on a phone."""
+"""The plots of every report: one look, and each a ``data:`` URI, so that a page holds its own."""
 
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.cli_files import write_atomically
-from difflm.training.table_comparison import ColumnComparison, bin_edges, is_number, mean_shape_error_percent
+from difflm.training.evaluation.distributions import bin_edges
+from difflm.training.evaluation.tables import is_number
 
 
 if TYPE_CHECKING:
@@ -44,87 +41,23 @@ STYLE: dict[Any, Any] = {
     # The same report, byte for byte, from the same figures.
     "svg.hashsalt": "difflm",
 }
-# What of a training history is drawn, plot by plot: title, unit, entry to its label. Without any entry, no plot.
-AUTOENCODER_PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (
-        "Autoencoder: reconstruction",
-        "nats per record",
-        {
-            "reconstruction": "training",
-            "eval_reconstruction": "held out, own latent",
-            "eval_reconstruction_shuffled": "held out, another's latent",
-        },
-    ),
-    ("Autoencoder: KL to the prior", "nats per record", {"kl": "training", "eval_kl": "held out"}),
-    ("Autoencoder: weight of the KL", "beta", {"beta": "beta"}),
-)
-DENOISER_PLOTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Denoiser: diffusion loss", "EDM loss", {"train_loss": "training", "validation_loss": "held out"}),
-)
 
 
-@dataclass(frozen=True)
-class Check:
-    """Something the report promises, and whether it holds."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True)
-class ReportContents:
-    """What goes into a report. Parts that are empty are left out of the page.
-
-    Parameters
-    ----------
-    title, subtitle
-        Heading of the page and the line below it.
-    real, synthetic
-        The two tables, with the same columns.
-    comparison
-        Their columns side by side (``compare_columns(real, synthetic)``).
-    real_latents, synthetic_latents
-        Arrays of shape (records, latent size): encodings of real records and sampled latents.
-    autoencoder_history, denoiser_history
-        One mapping per log entry: ``step`` and any losses; see ``training_log.json``.
-    figures
-        Name to value: the numbers at the top of the page.
-    checks
-        What was promised.
-    records
-        A few synthetic records, as sampled.
-    """
-
-    title: str
-    subtitle: str
-    real: pd.DataFrame
-    synthetic: pd.DataFrame
-    comparison: Sequence[ColumnComparison]
-    real_latents: npt.NDArray[Any] | None = None
-    synthetic_latents: npt.NDArray[Any] | None = None
-    autoencoder_history: Sequence[Mapping[str, Any]] = ()
-    denoiser_history: Sequence[Mapping[str, Any]] = ()
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    checks: Sequence[Check] = ()
-    records: Sequence[Mapping[str, Any]] = ()
-
-
-def _inline(figure: "Figure") -> str:
+def inline(figure: "Figure") -> str:
     """Return a figure as an SVG data URI: sharp at any size, and nothing to fetch."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _shorten(text: str, length: int = 18) -> str:
+def shorten(text: str, length: int = 18) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -136,7 +69,7 @@ def plot_column(real: pd.Series, synthetic: pd.Series) -> str:
     str
         A ``data:image/svg+xml`` URI.
     """
-    figure, axes = _new_figure(4.2, 2.7)
+    figure, axes = new_figure(4.2, 2.7)
     real_present, synthetic_present = real.dropna(), synthetic.dropna()
     if is_number(real):
         numbers = [column.astype(float).to_numpy() for column in (real_present, synthetic_present)]
@@ -169,13 +102,13 @@ def plot_column(real: pd.Series, synthetic: pd.Series) -> str:
         ):
             shares = [100 * float(values.isin(list(members)).mean()) if len(values) else 0.0 for _, members in groups]
             axes.barh(place + offset, shares, height=0.36, color=colour, alpha=0.8, label=label)
-        axes.set_yticks(place, [_shorten(name) for name, _ in groups])
+        axes.set_yticks(place, [shorten(name) for name, _ in groups])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("% of records")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9)
-    return _inline(figure)
+    return inline(figure)
 
 
 def project(real: npt.NDArray[Any], *others: npt.NDArray[Any]) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any]]:
@@ -208,7 +141,7 @@ def project(real: npt.NDArray[Any], *others: npt.NDArray[Any]) -> tuple[list[npt
 def plot_latents(real: npt.NDArray[Any], synthetic: npt.NDArray[Any]) -> str:
     """Draw real and synthetic latents on one map, as a ``data:image/svg+xml`` URI."""
     (real_points, synthetic_points), shares = project(np.asarray(real, float), np.asarray(synthetic, float))
-    figure, axes = _new_figure(6.2, 4.4)
+    figure, axes = new_figure(6.2, 4.4)
     axes.scatter(
         real_points[:, 0], real_points[:, 1], s=22, color=REAL, alpha=0.5, lw=0, label=f"{len(real_points)} real"
     )
@@ -225,10 +158,10 @@ def plot_latents(real: npt.NDArray[Any], synthetic: npt.NDArray[Any]) -> str:
     axes.set_xlabel(f"first principal axis ({100 * shares[0]:.0f} % of variance)")
     axes.set_ylabel(f"second ({100 * shares[1]:.0f} %)")
     axes.legend()
-    return _inline(figure)
+    return inline(figure)
 
 
-def _series(history: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def series(history: Iterable[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None and "step" in entry]
     return [float(step) for step, _ in points], [float(value) for _, value in points]
 
@@ -245,9 +178,9 @@ def plot_history(history: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
     unit
         Of the vertical axis, which is logarithmic for ``beta``.
     """
-    figure, axes = _new_figure(5.2, 3.0)
+    figure, axes = new_figure(5.2, 3.0)
     for colour, (key, label) in zip((REAL, SYNTHETIC, THIRD), labels.items(), strict=False):
-        steps, values = _series(history, key)
+        steps, values = series(history, key)
         marker = "o" if label.startswith("held out") and len(steps) < MAX_MARKERS else None
         if steps:
             axes.plot(steps, values, lw=1.8, color=colour, marker=marker, ms=4, label=label)
@@ -257,62 +190,4 @@ def plot_history(history: Sequence[Mapping[str, Any]], labels: Mapping[str, str]
     axes.set_ylabel(unit)
     if len(labels) > 1:
         axes.legend(fontsize=9)
-    return _inline(figure)
-
-
-def _training_plots(contents: ReportContents) -> list[dict[str, str]]:
-    plots = []
-    for history, wanted in (
-        (contents.autoencoder_history, AUTOENCODER_PLOTS),
-        (contents.denoiser_history, DENOISER_PLOTS),
-    ):
-        for title, unit, labels in wanted:
-            present = {key: label for key, label in labels.items() if _series(history, key)[0]}
-            if present:
-                plots.append({"title": title, "source": plot_history(history, present, unit)})
-    return plots
-
-
-def _format_figure(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def render_report(contents: ReportContents) -> str:
-    """Render a report as one HTML page that refers to nothing outside itself."""
-    from jinja2 import Environment
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
-        columns = [
-            {
-                "comparison": row,
-                "source": plot_column(contents.real[row.name], contents.synthetic[row.name]),
-            }
-            for row in contents.comparison
-        ]
-        has_latents = contents.real_latents is not None and contents.synthetic_latents is not None
-        latents = plot_latents(contents.real_latents, contents.synthetic_latents) if has_latents else None  # type: ignore[arg-type]
-        training = _training_plots(contents)
-    source = files("difflm.training").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
-        contents=contents,
-        columns=columns,
-        latents=latents,
-        training=training,
-        figures={name: _format_figure(value) for name, value in contents.figures.items()},
-        mean_shape_error=mean_shape_error_percent(contents.comparison),
-        colours={"real": REAL, "synthetic": SYNTHETIC},
-    )
-
-
-def write_report(contents: ReportContents, path: str | Path) -> Path:
-    """Render a report into ``path``, whole or not at all, and return the path."""
-    target = Path(path)
-    page = render_report(contents)
-    write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return target
+    return inline(figure)

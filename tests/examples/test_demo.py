@@ -3,14 +3,14 @@
 import json
 import types
 
+import demo
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from difflm.training import demo
 from difflm.training.data import read_table
-from difflm.training.table_comparison import compare_columns
+from difflm.training.reports.table_comparison import compare_columns
 
 
 @pytest.fixture(scope="module")
