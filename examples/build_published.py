@@ -7,7 +7,6 @@ is left out here: the weights, and the code beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from demo import penguins_csv
 
 from difflm import DiffLMPipeline
+from difflm.files import write_json
 from difflm.hub_cards.cards import model_card
 from difflm.hub_cards.publishing import SPACE_CODE, write_dataset, write_space
 from difflm.pipelines.sharded_sampling import sample_shards
@@ -59,8 +59,7 @@ def build_dataset(
     # The only thing in it that differs from run to run.
     evaluation["details"].pop("seconds")
     (target / "model").mkdir(exist_ok=True)
-    text = json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n"
-    (target / "model" / "evaluation.json").write_text(text, encoding="utf-8")
+    write_json(target / "model" / "evaluation.json", evaluation, indent=2)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from difflm.cli_files import write_atomically, write_records
+from difflm.cli_files import write_records
+from difflm.files import write_json
 from difflm.training.reports.fit_report import Check, ReportContents, write_report
 from difflm.training.reports.table_comparison import (
     ColumnComparison,
@@ -327,8 +328,7 @@ def run(folder: Path, *, preset: str, minutes: float, num_samples: int, seed: in
     _print_outcome(real, sampled, comparison, summary)
     latents = read_latents(folder / "pipeline")
     write_report(_report_contents(real, synthetic, comparison, checks, log, sampled, latents), folder / "report.html")
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / "summary.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(folder / "summary.json", summary, indent=2)
     return checks
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from difflm.cli_info import read_json
+from difflm.files import read_json
 from difflm.pipelines.sharded_sampling import read_report, read_run
 from difflm.training.evaluation.titles import titled
 

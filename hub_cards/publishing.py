@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from difflm.cli_info import read_json
+from difflm.files import read_json
 from difflm.hub_cards.cards import dataset_card
 from difflm.pipelines.hub_saving import check_repo_id
 from difflm.pipelines.sharded_sampling import MANIFEST, read_run

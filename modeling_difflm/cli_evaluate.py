@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         raise FileExistsError(
             errno.EEXIST, "there is an evaluation already; pass --overwrite to replace it", str(target)
         )
-    from difflm.cli_files import write_atomically
+    from difflm.files import write_json
     from difflm.training.data import read_table
     from difflm.training.evaluation.figures import evaluate_tables
     from difflm.training.evaluation.privacy import attack_library
@@ -144,8 +143,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         progress=lambda step: print(f"measuring {step} ..."),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    figures = json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(target, lambda temporary: temporary.write_text(figures, encoding="utf-8"))
+    write_json(target, result.to_dict(), indent=2)
     # After the figures are safe: what a page cannot show must not cost them.
     latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
     report = write_evaluation_report(folder / "report.html", result, real, synthetic, spec, latents=latents)

@@ -3,9 +3,10 @@
 import errno
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from difflm.files import atomic_file, write_text
 
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -40,22 +41,6 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     return target
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it into place.
-
-    Whoever reads ``path`` sees the old content or the whole new one, and a failure leaves the old one.
-    """
-    # The ending stays the last: pandas chooses by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_records(result: Any, path: Path) -> None:
     """Write the records of a ``DiffLMPipelineOutput`` as the ending of ``path`` says.
 
@@ -65,10 +50,11 @@ def write_records(result: Any, path: Path) -> None:
     ending = path.suffix.lower()
     if ending == ".jsonl":
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-        write_atomically(path, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+        write_text(path, lines)
         return
     frame = result.to_pandas()
-    if ending == ".csv":
-        write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
-    else:
-        write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+    with atomic_file(path) as temporary:
+        if ending == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)

@@ -76,7 +76,7 @@ def run_hub_command(arguments: argparse.Namespace) -> int:
 
 
 def _write_card(arguments: argparse.Namespace, folder: Path, repo_id: str | None) -> Path:
-    from difflm.cli_files import write_atomically
+    from difflm.files import write_text
     from difflm.hub_cards.cards import model_card
 
     text = str(
@@ -89,7 +89,7 @@ def _write_card(arguments: argparse.Namespace, folder: Path, repo_id: str | None
         )
     )
     target = folder / "README.md"
-    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(target, text)
     return target
 
 

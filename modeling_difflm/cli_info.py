@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from difflm.files import read_json
+
 
 COMPONENTS = ("autoencoder", "denoiser", "scheduler")
 AUTOENCODER_KEYS = (
@@ -31,23 +33,6 @@ TRAINING_KEYS = (
 )
 # Longest header that safetensors itself accepts: more means that this is no such file.
 MAX_HEADER_BYTES = 100_000_000
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    ValueError
-        If the file does not hold a JSON object; the message names the file.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error}); copy the pipeline anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object; copy the pipeline anew")
-    return content
 
 
 def read_safetensors_header(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from difflm.files import atomic_file, drop_leftovers, write_json
 from difflm.pipelines.outputs import SamplingReport
 
 
@@ -125,14 +125,9 @@ def _write_shard(path: Path, output: Any) -> None:
     report = {**vars(output.report), "rejected": dict(output.report.rejected)}
     table = pa.Table.from_pandas(output.to_pandas(), preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), REPORT_KEY: json.dumps(report).encode()})
-    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
-        left_by_a_kill.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    drop_leftovers(path)
+    with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -154,6 +149,4 @@ def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             return _claim_folder(folder, settings)
         raise ShardFolderError(f"{folder} holds other files; nothing in it is touched. Name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    os.replace(temporary, manifest)
+    write_json(manifest, settings)

@@ -20,6 +20,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from difflm.files import atomic_folder, write_json
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
 from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
@@ -231,7 +232,6 @@ class DenoiserTrainer:
             If it cannot be written, for example on a full disk; checkpoints written before stay.
         """
         target = Path(path)
-        temporary = target.with_name(f".{target.name}.tmp")
         tensors: dict[str, torch.Tensor] = {}
         for (name, parameter), average, best in zip(
             self.parameters.items(), self.ema.shadow_params, self.best_weights, strict=True
@@ -250,15 +250,10 @@ class DenoiserTrainer:
             "arguments": asdict(self.args),
         }
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(tensors, temporary / TENSORS_FILE)
-            (temporary / STATE_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(temporary, target)
+            with atomic_folder(target) as temporary:
+                save_file(tensors, temporary / TENSORS_FILE)
+                write_json(temporary / STATE_FILE, document, indent=2)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(
                 f"The checkpoint {str(target)!r} could not be written ({error}); those written before are whole. "
                 "Free some space and resume."

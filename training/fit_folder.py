@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from difflm.pipelines.hub_saving import follow_umask
+from difflm.files import write_json
+from difflm.pipelines.hub_saving import follow_umask, replace_pipeline
 from difflm.training.progress import no_file_bars
 
 
@@ -75,7 +75,7 @@ class FitFolder:
                     f"The fit in {self.path} was started with other {', '.join(changed)}: resume with the same data "
                     "and options, or start anew with --overwrite."
                 )
-        _write_json(marker, settings)
+        write_json(marker, settings)
 
     def last_autoencoder_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if any."""
@@ -94,7 +94,7 @@ class FitFolder:
         """Keep the fitted autoencoder, so that an interruption later does not cost it."""
         with no_file_bars():
             model.save_pretrained(self.autoencoder)
-        _write_json(self.autoencoder / "training_log.json", log)
+        write_json(self.autoencoder / "training_log.json", log)
 
     def save_pipeline(self, pipeline: Any, log: dict[str, Any], save_more: Callable[[Path], None]) -> None:
         """Save the pipeline whole or not at all, then drop the checkpoints."""
@@ -104,18 +104,7 @@ class FitFolder:
             pipeline.save_pretrained(partial)
         save_more(partial)
         follow_umask(partial.glob("*.safetensors"))
-        _write_json(partial / "training_log.json", log)
-        # The index goes last: a folder without it is an unfinished fit.
-        for item in sorted(partial.iterdir(), key=lambda path: path.name == "model_index.json"):
-            target = self.path / item.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(item, target)
+        write_json(partial / "training_log.json", log)
+        replace_pipeline(partial, self.path)
         partial.rmdir()
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from difflm.pipelines.hub_saving import follow_umask
+from difflm.files import atomic_file
 
 
 @dataclass
@@ -123,10 +123,8 @@ class LatentDataset:
         metadata = {"class_sizes": json.dumps(self.class_sizes), "class_names": json.dumps(self.class_names)}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        save_file(tensors, temporary, metadata=metadata)
-        follow_umask([temporary])
-        os.replace(temporary, target)
+        with atomic_file(target) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LatentDataset":

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, set_seed
 
+from difflm.files import write_json
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_metrics("eval", trainer.keep_best())
     folder = Path(script.save_dir)
     model.save_pretrained(folder)
-    (folder / "schema.json").write_text(json.dumps(schema.to_dict(), ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "schema.json", schema.to_dict())
     posterior = encode_latents(model, train_set, encoder_pad_token_id=pad, show_progress=not args.disable_tqdm)
     LatentDataset(mean=posterior.mean, log_variance=posterior.log_variance).save(folder / "latents.safetensors")
 

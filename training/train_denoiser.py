@@ -6,8 +6,6 @@ python -m difflm.training.train_denoiser --latents_file run/latents.safetensors 
     --output_dir run/denoiser_checkpoints --hidden_size 512 --max_seconds 600 --resume auto
 """
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
+from difflm.files import write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer, DenoiserTrainingResult
@@ -65,10 +64,7 @@ def run(script_args: DenoiserScriptArguments, training_args: DenoiserTrainingArg
     denoiser = build_denoiser(script_args, data)
     result = DenoiserTrainer(denoiser, training_args, data, validation_data).train()
     denoiser.save_pretrained(script_args.save_dir)
-    target = Path(script_args.save_dir) / RESULT_FILE
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(asdict(result), indent=2), encoding="utf-8")
-    os.replace(temporary, target)
+    write_json(Path(script_args.save_dir) / RESULT_FILE, asdict(result), indent=2)
     return result
 
 

@@ -10,13 +10,13 @@ condition (the grammar alone enforces it), 1 is the conditional denoiser, more i
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from difflm import DiffLMPipeline
 from difflm.cli import typed_condition
+from difflm.files import write_json
 from difflm.pipelines.conditions import check_condition
 from difflm.training.data import read_table
 from difflm.training.reports.table_comparison import compare_columns, mean_shape_error_percent
@@ -72,7 +72,7 @@ def main() -> None:
     print("\nMean shape error of the other columns, percent, by guidance scale\n" + table.round(2).to_string())
     print("mean over conditions: " + ", ".join(f"{scale}: {table[scale].mean():.2f}" for scale in table.columns))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tabular_data import SPLITS, load
 from tabular_entries import RESULTS
 from tabular_table import DATASETS
 
-from difflm.cli_files import write_atomically
+from difflm.files import write_json
 from difflm.training.evaluation.learning import machine_learning_efficiency
 from difflm.training.evaluation.tables import TableSpec, prepare
 
@@ -112,8 +112,7 @@ def main() -> None:
             real = json.loads((arguments.results / f"{dataset}-real-0.json").read_text(encoding="utf-8"))
             entry |= random_splits(tables, spec, real["details"]["mle"]["settings"], arguments.random_splits)
         entry["published_grid"] = published_grid(tables, spec, arguments.jobs)
-        text = json.dumps(known, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_json(path, known)
 
 
 if __name__ == "__main__":

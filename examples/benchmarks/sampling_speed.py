@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import platform
 import statistics
 import tempfile
@@ -34,6 +33,7 @@ import psutil
 import torch
 
 from difflm import DiffLMDenoiser, DiffLMPipeline, RecordSchema
+from difflm.files import write_json
 from difflm.modeling_difflm import bias_tokens
 
 
@@ -325,7 +325,7 @@ def main() -> None:
         results[name] = benchmark(one, frame, demo.latents, arguments.batch_size, trained)
         print_table(name, results[name])
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_json(arguments.json, results)
 
 
 if __name__ == "__main__":

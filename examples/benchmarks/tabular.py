@@ -26,7 +26,7 @@ from tabular_judge import judge, judge_again
 from tabular_quantity import quantity
 from tabular_table import DATASETS, render
 
-from difflm.cli_files import write_atomically
+from difflm.files import atomic_file, write_text
 from difflm.training.evaluation.baselines import Baseline, BaselineUnavailableError, baselines
 from difflm.training.evaluation.privacy import AttackUnavailableError, attack_library
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
@@ -83,7 +83,8 @@ def run_one(arguments: argparse.Namespace, dataset: str, method: str, seed: int)
     if details["fit_seconds"] + details["sample_seconds"] > KEPT_SECONDS:
         path = kept_rows(arguments.results, dataset, method, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: rows.to_parquet(temporary, compression="zstd", index=False))
+        with atomic_file(path) as temporary:
+            rows.to_parquet(temporary, compression="zstd", index=False)
     entry |= {"sampled_rows": len(rows), "fit": details}
     save(arguments, entry | {"not_run": "fitted, but not measured yet: run it with --judge"})
     judge(arguments, tables, rows, spec, entry, arguments.attacks)
@@ -140,7 +141,7 @@ def main() -> int:
             same = table.is_file() and table.read_text(encoding="utf-8") == text
             print(f"{table} {'agrees with' if same else 'differs from'} its JSONs")
             return 0 if same else 1
-        write_atomically(table, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(table, text)
         return 0
     if arguments.attacks:
         try:

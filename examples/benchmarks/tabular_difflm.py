@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from difflm.cli_files import write_atomically
+from difflm.files import atomic_file, write_text
 from difflm.pipelines.fast_decoding import supports
 from difflm.training.evaluation.tables import subsample
 
@@ -117,8 +117,9 @@ def sample_difflm(
     sampled = {"sample_seconds": seconds, "validity_rate": valid / done}
     kept = folder / f"{name}-{done}.parquet"
     notes = json.dumps(sampled | {"sample_minutes": sample_minutes})
-    write_atomically(kept, rows.to_parquet)
-    write_atomically(kept.with_suffix(".json"), lambda temporary: temporary.write_text(notes, encoding="utf-8"))
+    with atomic_file(kept) as temporary:
+        rows.to_parquet(temporary)
+    write_text(kept.with_suffix(".json"), notes)
     return rows, details | sampled
 
 

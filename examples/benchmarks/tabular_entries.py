@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from difflm.cli_files import write_atomically
+from difflm.files import write_json
 from difflm.training.hardware import hardware
 from difflm.training.versions import installed_versions
 
@@ -36,10 +36,9 @@ def measured(arguments: argparse.Namespace, entry: dict[str, Any]) -> bool:
 
 def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
     """Write an entry, whole or not at all."""
-    text = json.dumps(entry, indent=1, ensure_ascii=False) + "\n"
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = entry_path(arguments.results, entry["dataset"], entry["method"], entry["seed"])
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_json(path, entry)
 
 
 def environment() -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from difflm import DiffLMDenoiser, DiffLMModel, DiffLMPipeline, RecordSchema
+from difflm.files import write_json
 
 
 HOSTILE: dict[str, pd.DataFrame] = {
@@ -123,7 +124,7 @@ def main() -> None:
     ]
     rows.append(check("the fitted pipeline", fitted, arguments.num_samples))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        write_json(arguments.json, rows)
     if any(row["valid"] != row["sampled"] for row in rows):
         raise SystemExit("Not every record is valid.")
 

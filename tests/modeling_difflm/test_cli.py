@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from difflm import cli, cli_files, cli_parser
+from difflm import cli, cli_parser
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.record_schema import RecordSchema
 
@@ -330,19 +330,6 @@ class TestSample:
     def test_a_folder_without_a_pipeline(self, pipeline, tmp_path, capsys):
         assert cli.main(["sample", str(tmp_path), "-o", str(tmp_path / "r.csv")]) == 2
         assert "run `difflm fit` first" in capsys.readouterr().err
-
-    def test_a_failed_write_leaves_the_old_file_and_no_other(self, tmp_path):
-        target = tmp_path / "rows.csv"
-        target.write_text("old")
-
-        def write(path):
-            path.write_text("half a")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with pytest.raises(OSError, match="No space"):
-            cli_files.write_atomically(target, write)
-        assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
-        assert target.read_text() == "old"
 
 
 class TestCondition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -32,7 +34,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(pipe, tmp_path):
     first = next(killed)
     killed.close()
     stamp = first.stat().st_mtime_ns
-    (tmp_path / "killed" / f".{shard_name(1, 3)}.99.tmp").write_bytes(b"half a shard")
+    (tmp_path / "killed" / f".{Path(shard_name(1, 3)).stem}.99.partial.parquet").write_bytes(b"half a shard")
     list(sample_shards(pipe, tmp_path / "killed", 10, seed=3, shard_size=4))
     assert first.stat().st_mtime_ns == stamp
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

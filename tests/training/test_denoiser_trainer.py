@@ -205,7 +205,7 @@ def test_checkpoints_are_safetensors_and_json_whole_and_limited(tmp_path: Path) 
 def test_auto_resume_starts_anew_without_checkpoints_and_else_takes_the_latest(tmp_path: Path) -> None:
     _, first = run_to_the_end(tmp_path, "run", resume="auto")
     assert first.steps == 8
-    (tmp_path / "run" / ".checkpoint-00000099.tmp").mkdir()  # Half written when the power went.
+    (tmp_path / "run" / ".checkpoint-00000099.partial").mkdir()  # Half written when the power went.
     (tmp_path / "run" / "checkpoint-00000098").mkdir()
     _, second = run_to_the_end(tmp_path, "run", resume="auto", max_steps=11)
     assert second.steps == 11

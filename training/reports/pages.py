@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from difflm.cli_files import write_atomically
+from difflm.files import write_text
 from difflm.training.reports.plots import REAL, SYNTHETIC
 
 
@@ -25,5 +25,5 @@ def render_page(template: str, **values: Any) -> str:
 def write_page(path: str | Path, page: str) -> Path:
     """Write a page, whole or not at all, and return its path."""
     target = Path(path)
-    write_atomically(target, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(target, page)
     return target
