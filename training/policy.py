@@ -1,0 +1,170 @@
+"""The measured constants of training, by name. Importing this file imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What training decides by itself, where neither a preset nor an argument of ``fit`` does.
+
+    Every value was chosen by measurement; ``examples/benchmarks/policy.md`` says by which, where it is known. One is
+    changed by ``Preset(policy=Policy(...))`` or ``fit(..., policy={"min_rows_to_warm_up": 500})``.
+
+    Attributes
+    ----------
+    validation_share : float, default 0.1
+        Share of the records held out where no validation data is given: enough to see overfitting, few enough to
+        learn from.
+    max_validation_records : int, default 1000
+        Most of them: more make evaluations slower, not better.
+    batch_size, slow_batch_size : int, default 16, 8
+        Records of a training step; the second on a processor that does not multiply bf16, where few steps fit into
+        the time and more of them teach more than larger ones.
+    autoencoder_share : float, default 0.85
+        Share of ``max_minutes`` that the autoencoder may take, which learns until the end.
+    autoencoder_share_with_draft : float, default 0.75
+        The same with a draft, which makes it learn earlier.
+    denoiser_share : float, default 0.12
+        Share of ``max_minutes`` that is kept for the denoiser if encoding the records takes long.
+    min_autoencoder_share : float, default 0.5
+        The autoencoder's share is never less, however long encoding takes.
+    min_denoiser_seconds : float, default 20
+        The denoiser trains for so long (in seconds) even if no time is left: latents without one are of no use.
+    max_evaluation_records : int, default 128
+        Held-out records that one evaluation of the autoencoder reads: it costs as much as so many training records.
+    min_evaluation_interval, max_evaluation_interval : int, default 20, 200
+        Steps between evaluations of the autoencoder: one epoch, within these bounds.
+    evaluations_per_checkpoint : int, default 3
+        Evaluations between checkpoints of the autoencoder.
+    min_denoiser_interval, max_denoiser_interval : int, default 100, 250
+        Steps between evaluations of the denoiser, within these bounds: often enough to catch the best weights for a
+        small table, which come early.
+    denoiser_evaluations : int, default 40
+        Evaluations of the denoiser that all its steps would have room for; the interval follows, within its bounds.
+    encoding_batch_size : int, default 64
+        Records encoded together.
+    max_embedded_columns : int, default 128
+        Columns that get an embedding and may have a draft; those behind are told by none.
+    min_rows_to_warm_up : int, default 2000
+        Training rows from which on the latents are warmed up, and a draft is made. The precise latents that it leaves
+        of few rows are learnt by heart; such tables are passed over often enough without.
+    beta_after_warm_up : float, default 0.05
+        First beta after a warm-up, as high as the column loss, which keeps the latents, allows.
+    beta_fall_after_warm_up : float, default 0.1
+        Beta's floor, as a share of the first one.
+    warm_up_share : float, default 0.08
+        Most of the autoencoder's time that the warm-up takes.
+    warm_up_batch_size : int, default 256
+        Records of a step of the warm-up.
+    warm_up_learning_rate : float, default 2e-3
+        Its peak.
+    warm_up_ramp_steps : int, default 50
+        Steps in which the learning rate rises to its peak.
+    warm_up_beta : float, default 0.1
+        Weight of the KL in the warm-up: smooth latents for the denoiser at little cost in the draft.
+    warm_up_max_epochs : int, default 400
+        Most passes over the table in the warm-up.
+    warm_up_max_grad_norm : float, default 5.0
+        Norm at which its gradients are clipped.
+    warm_up_evaluation_interval : int, default 50
+        Steps between its evaluations on held-out records.
+    warm_up_evaluation_records : int, default 256
+        Most held-out records of such an evaluation.
+    draft_places : int, default 256
+        Most tokens of a record that its draft has places for.
+    draft_tokens : int, default 512
+        Most tokens of the draft's vocabulary, the frequent ones.
+    draft_records : int, default 10000
+        Records that the draft's shape is taken from.
+    draft_width_share : float, default 0.999
+        A column gets places for the values of this share of the records; few long ones must not widen it.
+    draft_ambiguous_share : float, default 0.01
+        A column in which more values than this hold a separator ends the draft: places behind could not be told.
+    max_candidate_share : float, default 0.25
+        Share of the decoder's vocabulary up to which the tokens of the training records, with sampled ones, stand for
+        all of it: with more, the whole softmax costs as little.
+    denoiser_evaluation_batch_size : int, default 1024
+        Noisy latents that are evaluated together.
+    min_shuffled_to_own : float, default 1.2
+        A fit warns if a record costs less than so many times the nats from another's latent than from its own.
+
+    Raises
+    ------
+    ValueError
+        If a share does not lie above 0 and at most at 1, a number is not positive, or bounds are out of order.
+    """
+
+    validation_share: float = 0.1
+    max_validation_records: int = 1000
+    batch_size: int = 16
+    slow_batch_size: int = 8
+    autoencoder_share: float = 0.85
+    autoencoder_share_with_draft: float = 0.75
+    denoiser_share: float = 0.12
+    min_autoencoder_share: float = 0.5
+    min_denoiser_seconds: float = 20.0
+    max_evaluation_records: int = 128
+    min_evaluation_interval: int = 20
+    max_evaluation_interval: int = 200
+    evaluations_per_checkpoint: int = 3
+    min_denoiser_interval: int = 100
+    max_denoiser_interval: int = 250
+    denoiser_evaluations: int = 40
+    encoding_batch_size: int = 64
+    max_embedded_columns: int = 128
+    min_rows_to_warm_up: int = 2000
+    beta_after_warm_up: float = 0.05
+    beta_fall_after_warm_up: float = 0.1
+    warm_up_share: float = 0.08
+    warm_up_batch_size: int = 256
+    warm_up_learning_rate: float = 2e-3
+    warm_up_ramp_steps: int = 50
+    warm_up_beta: float = 0.1
+    warm_up_max_epochs: int = 400
+    warm_up_max_grad_norm: float = 5.0
+    warm_up_evaluation_interval: int = 50
+    warm_up_evaluation_records: int = 256
+    draft_places: int = 256
+    draft_tokens: int = 512
+    draft_records: int = 10_000
+    draft_width_share: float = 0.999
+    draft_ambiguous_share: float = 0.01
+    max_candidate_share: float = 0.25
+    denoiser_evaluation_batch_size: int = 1024
+    min_shuffled_to_own: float = 1.2
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"policy: {field.name} must be a number above 0, not {value!r}.")
+            if isinstance(field.default, int) and value != int(value):
+                raise ValueError(f"policy: {field.name} must be a whole number, not {value!r}.")
+            if "share" in field.name and value > 1:
+                raise ValueError(f"policy: {field.name} is a share, at most 1, not {value!r}.")
+        for low, high in (
+            ("min_evaluation_interval", "max_evaluation_interval"),
+            ("min_denoiser_interval", "max_denoiser_interval"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"policy: {low} must not be above {high}.")
+
+    def changed(self, changes: Policy | Mapping[str, Any] | None) -> Policy:
+        """Another policy, or this one with some fields replaced.
+
+        Raises
+        ------
+        ValueError
+            If there is no such field, or its value is out of range; the message names it.
+        """
+        if changes is None or isinstance(changes, Policy):
+            return changes or self
+        names = {field.name for field in dataclasses.fields(self)}
+        if unknown := [name for name in changes if name not in names]:
+            raise ValueError(f"policy: there is no {unknown[0]!r}; its names are {', '.join(sorted(names))}.")
+        return dataclasses.replace(self, **changes)
