@@ -12,17 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-NUMBER_KINDS = ("integer", "decimal")
-FINITE_KINDS = ("category", "boolean")
-
-
-class ConditionError(ValueError):
-    """A condition that names no column, a value never seen, or nothing that can hold."""
+from .errors import ConditionError
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class ColumnCondition:
     values : tuple, optional
         Allowed values (a missing value is ``None``).
     minimum, maximum : number, optional
-        Closed range of a number; a missing value does not satisfy it.
+        Closed range, None for an open end; a missing value does not satisfy it.
     """
 
     values: tuple[Any, ...] | None = None
@@ -47,7 +40,9 @@ class ColumnCondition:
             return any(
                 value == allowed and isinstance(value, bool) == isinstance(allowed, bool) for allowed in self.values
             )
-        return value is not None and self.minimum <= value <= self.maximum
+        if value is None:
+            return False
+        return (self.minimum is None or self.minimum <= value) and (self.maximum is None or value <= self.maximum)
 
 
 def check_condition(condition: Mapping[str, Any], columns: Sequence[Any]) -> dict[str, ColumnCondition]:
@@ -56,8 +51,8 @@ def check_condition(condition: Mapping[str, Any], columns: Sequence[Any]) -> dic
     Parameters
     ----------
     condition : mapping
-        Column to a value, a list of allowed values, a ``(low, high)`` tuple (numbers: closed range), or ``None``
-        (missing).
+        Column to a value, a list of allowed values, or ``None`` (missing). For columns of numbers, categories that
+        are numbers included, a tuple is a closed range ``(low, high)``; None leaves an end open.
     columns : sequence
         The schema's columns.
 
@@ -75,57 +70,8 @@ def check_condition(condition: Mapping[str, Any], columns: Sequence[Any]) -> dic
     for name, wanted in condition.items():
         if name not in by_name:
             raise ConditionError(f"The condition names the column {name!r}; the columns are: {', '.join(by_name)}.")
-        column = by_name[name]
-        if isinstance(wanted, tuple) and len(wanted) == 2 and column.kind in NUMBER_KINDS:
-            checked[name] = _check_range(column, wanted)
-            continue
-        values = tuple(wanted) if isinstance(wanted, list | set | tuple) else (wanted,)
-        if not values:
-            raise ConditionError(f"The condition on {name!r} allows no value at all.")
-        checked[name] = ColumnCondition(values=tuple(_check_value(column, value) for value in values))
+        checked[name] = ColumnCondition(**by_name[name].check_condition(wanted))
     return checked
-
-
-def _check_range(column: Any, wanted: tuple[Any, Any]) -> ColumnCondition:
-    low, high = wanted
-    if not all(isinstance(bound, int | float) and math.isfinite(bound) for bound in wanted):
-        raise ConditionError(f"The range of {column.name!r} must be two finite numbers, not {wanted!r}.")
-    step = 10 ** -(column.decimals or 0)
-    if low > high or math.floor(high / step + 1e-9) < math.ceil(low / step - 1e-9):
-        kind = "integers" if column.kind == "integer" else f"numbers with {column.decimals} decimals"
-        raise ConditionError(f"No value of {column.name!r} ({kind}) lies in the range {low} to {high}.")
-    return ColumnCondition(minimum=low, maximum=high)
-
-
-def _check_value(column: Any, value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        if not column.nullable and column.kind != "null":
-            raise ConditionError(f"{column.name!r} was never missing in the training data.")
-        return None
-    if column.kind == "category" and value not in column.categories:
-        shown = ", ".join(repr(category) for category in column.categories[:10])
-        more = f" and {len(column.categories) - 10} more" if len(column.categories) > 10 else ""
-        raise ConditionError(f"{column.name!r} was never {value!r} in the training data; it was: {shown}{more}.")
-    if column.kind == "boolean" and not isinstance(value, bool):
-        raise ConditionError(f"{column.name!r} is a boolean: the condition must be True or False, not {value!r}.")
-    if column.kind in NUMBER_KINDS:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConditionError(f"{column.name!r} is a number: {value!r} is none. A range is a tuple: (low, high).")
-        if column.kind == "integer":
-            if value != int(value):
-                raise ConditionError(f"{column.name!r} holds integers: {value!r} is none.")
-            return int(value)
-        if column.decimals is not None and abs(round(value, column.decimals) - value) > 1e-9 * max(1.0, abs(value)):
-            raise ConditionError(
-                f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them."
-            )
-        return float(value)
-    if column.kind == "text" and not isinstance(value, str):
-        raise ConditionError(f"{column.name!r} is text: the condition must be a string, not {value!r}.")
-    if column.kind == "json":
-        raise ConditionError(f"{column.name!r} holds nested JSON: conditions on it are not supported; use accept=.")
-    return value
 
 
 class ConditionEncoder:
@@ -160,39 +106,19 @@ class ConditionEncoder:
         """
         by_name = {column.name: column for column in columns}
         if isinstance(names, str):
-            names = [
-                column.name
-                for column in columns
-                if column.kind in (*NUMBER_KINDS, "boolean")
-                or (column.kind == "category" and len(column.categories) <= max_categories)
-            ]
+            names = [column.name for column in columns if column.rules.is_condition_column(max_categories)]
         classes = []
         for name in names:
             if name not in by_name:
                 raise ConditionError(f"Condition column {name!r} is not a column: {', '.join(by_name)}.")
-            column = by_name[name]
-            if column.kind in FINITE_KINDS:
-                values = list(column.categories) if column.kind == "category" else [False, True]
-                classes.append({"column": name, "values": values})
-            elif column.kind in NUMBER_KINDS:
-                numbers = np.array([r[name] for r in records if r[name] is not None], dtype=float)
-                edges = numbers  # no bins where there are no numbers
-                if len(numbers):
-                    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, num_bins + 1)[1:-1]))
-                shares = np.bincount(np.searchsorted(edges, numbers, side="right"), minlength=len(edges) + 1)
-                classes.append(
-                    {
-                        "column": name,
-                        "edges": [float(edge) for edge in edges],
-                        "shares": [float(share) for share in shares / max(1, len(numbers))],
-                        "range": [float(numbers.min()), float(numbers.max())] if len(numbers) else [0.0, 0.0],
-                    }
-                )
-            else:
+            known = [record[name] for record in records if record[name] is not None]
+            found = by_name[name].rules.classes(known, num_bins)
+            if found is None:
                 raise ConditionError(
-                    f"Condition column {name!r} is {column.kind}: the denoiser is conditioned on categories, booleans "
-                    "and numbers."
+                    f"Condition column {name!r} is {by_name[name].kind}: the denoiser is conditioned on categories, "
+                    "booleans and numbers."
                 )
+            classes.append({"column": name} | found)
         return cls(classes)
 
     @property
@@ -252,14 +178,16 @@ class ConditionEncoder:
                 weights[self._label(position, value)] += 1.0
             return weights
         low, high = entry["range"]
+        wanted_low = -math.inf if condition.minimum is None else condition.minimum
+        wanted_high = math.inf if condition.maximum is None else condition.maximum
         bounds = [low, *entry["edges"], high]
         for label, share in enumerate(entry["shares"]):
             left, right = bounds[label], bounds[label + 1]
-            overlap = min(right, condition.maximum) - max(left, condition.minimum)
+            overlap = min(right, wanted_high) - max(left, wanted_low)
             if overlap >= 0:
                 weights[label] = share * max(overlap, 1e-6) / max(right - left, 1e-6)
         if weights.sum() == 0:  # outside what was seen: the nearest bin
-            weights[0 if condition.maximum < low else len(entry["shares"]) - 1] = 1.0
+            weights[0 if wanted_high < low else len(entry["shares"]) - 1] = 1.0
         return weights
 
 

@@ -15,6 +15,10 @@ class SchemaError(DiffLMError, ValueError):
     """The data, a value or a schema does not fit; the message names the column and the remedy."""
 
 
+class ConditionError(DiffLMError, ValueError):
+    """A condition that names no column, a value never seen, or nothing that can hold."""
+
+
 class RecordParseError(DiffLMError, ValueError):
     """A text is not a record of the schema.
 

@@ -25,18 +25,22 @@ if __package__ and __package__ not in sys.modules:
 
 # diffusers copies the files that this one names, not those that they name in turn: hence the unused ones.
 from .acceptance import acceptance_checks
+from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
-from .conditions import NUMBER_KINDS, ColumnCondition, ConditionEncoder, check_condition
+from .conditions import ColumnCondition, ConditionEncoder, check_condition
 from .errors import RecordParseError
 from .fast_decoding import decode_rows, supports
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
 from .json_values import plain_json  # noqa: F401
+from .kind_base import ColumnKind  # noqa: F401
 from .latent_sampling import sample_latents
+from .number_kinds import IntegerKind  # noqa: F401
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
 from .tables import as_dataframe  # noqa: F401
+from .text_kinds import TextKind  # noqa: F401
 from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
 from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401
@@ -402,34 +406,12 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     def _value_spec(
         schema: RecordSchema, column: Any, condition: ColumnCondition | None, within_range: bool
     ) -> ValueSpec:
-        def text(value: Any) -> str:
+        def write(value: Any) -> str:
             return schema.value_text(column.name, value)
 
-        spec: dict[str, Any] = {
-            "name": column.name,
-            "kind": "raw" if schema.record_format == "text" else column.kind,
-            "decimals": column.decimals,
-            "trimmed": column.trimmed,
-            "minimum": column.minimum,
-            "maximum": column.maximum,
-            "bounded": column.bounded or (within_range and column.kind in NUMBER_KINDS),
-            "nullable": column.nullable,
-            "max_length": column.max_length,
-            "json_schema": column.json_schema,
-        }
-        if column.kind == "category":
-            spec["texts"] = tuple(text(category) for category in column.categories)
-        elif column.kind == "boolean":
-            spec["texts"] = (text(True), text(False))
-        if condition is not None and condition.values is not None:
-            spec |= {"kind": "category", "texts": tuple(text(value) for value in condition.values), "nullable": False}
-        elif condition is not None:
-            spec |= {
-                "minimum": condition.minimum,
-                "maximum": condition.maximum,
-                "bounded": True,
-                "nullable": False,
-            }
+        spec = column.rules.grammar(write, within_range, condition)
+        if schema.record_format == "text" and spec["kind"] == "text":
+            spec["kind"] = "raw"
         return ValueSpec(**spec)
 
     @staticmethod

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .values import is_missing
+
 
 class RecordEditingMixin:
     """Methods that start from records instead of noise; they need what [`DiffLMPipeline`] registers."""
@@ -197,22 +199,9 @@ class RecordEditingMixin:
         return {
             name: self.schema.column(name).normalize(value)
             for name, value in record.items()
-            if value is not None and value == value  # NaN differs from itself
+            if not is_missing(value)
         }
 
     def _typical_values(self: Any) -> dict[str, Any]:
         """Something to encode in place of a gap: the commonest category, the middle of a number's range."""
-        typical: dict[str, Any] = {}
-        for column in self.schema.columns:
-            if column.nullable or column.kind == "null":
-                typical[column.name] = None
-            elif column.kind == "category":
-                typical[column.name] = column.categories[0]
-            elif column.kind == "boolean":
-                typical[column.name] = False
-            elif column.kind in ("integer", "decimal"):
-                middle = (column.minimum + column.maximum) / 2
-                typical[column.name] = column.normalize(round(middle, column.decimals or 0))
-            else:
-                typical[column.name] = ""
-        return typical
+        return {column.name: column.typical() for column in self.schema.columns}

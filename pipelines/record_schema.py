@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -203,28 +202,13 @@ class RecordSchema:
         return {column.name: column.normalize(record.get(column.name)) for column in self.columns}
 
     @cached_property
-    def feature_columns(self) -> dict[str, tuple[float, float] | dict[Any, int]]:
-        """The columns of numbers with their ranges, and those of other categories and booleans with their codes."""
-        found = {}
-        for column in self.columns:
-            values = [False, True] if column.kind == "boolean" else column.categories or []
-            codes = {value: code for code, value in enumerate(values)}
-            if column.number_range is not None or codes:
-                found[column.name] = column.number_range or codes
-        return found
+    def feature_columns(self) -> tuple[str, ...]:
+        """Names of a record's places: of numbers in their ranges, of categories and booleans in their lists."""
+        return tuple(name for column in self.columns for name in column.feature_names)
 
     def feature_values(self, record: Mapping[str, Any]) -> list[float]:
-        """Place of a normalised record's values in their columns' ranges or lists, 0 to 1; NaN for a missing one."""
-        places = []
-        for name, known in self.feature_columns.items():
-            value, place = record[name], 0.0
-            low, high = (0, len(known) - 1) if isinstance(known, dict) else known
-            if value is not None and high > low:
-                # A number outside the range gets the nearer end.
-                code = known[value] if isinstance(known, dict) else min(max(value, low), high)
-                place = (code - low) / (high - low)
-            places.append(math.nan if value is None else place)
-        return places
+        """Places of a normalised record's values in their columns' ranges or lists, 0 to 1; NaN for a missing one."""
+        return [place for column in self.columns for place in column.feature_places(record[column.name])]
 
     def value_text(self, column: str, value: Any) -> str:
         """What a record holds for ``value`` in ``column``: the text of its segment."""
@@ -261,7 +245,7 @@ class RecordSchema:
         if self.record_format == "text":
             column = self.columns[0]
             text = clean_text(text)
-            if problem := column._problem(text):
+            if problem := column.rules.problem(text):
                 raise RecordParseError(column.name, problem)
             return {column.name: text}
         record: dict[str, Any] = {}

@@ -1,0 +1,192 @@
+"""Columns of numbers: integers, and decimals that are never written with an exponent."""
+
+from __future__ import annotations
+
+import decimal
+import math
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .errors import ConditionError
+from .kind_base import ColumnKind, condition_bound, number_classes, place_between
+from .values import number_text, shown, unexpected
+
+
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_INTEGER_DTYPE = re.compile(r"(u?)int(8|16|32|64)")
+
+
+class _NumberKind(ColumnKind):
+    """What integers and decimals share."""
+
+    ordered = True
+    described = "integers"
+
+    @cached_property
+    def dtype_range(self) -> tuple[int | float, int | float]:
+        """What the pandas dtype can hold."""
+        dtype = self.column.dtype.lower()
+        if match := _INTEGER_DTYPE.match(dtype):
+            bits = int(match[2])
+            return (0, (1 << bits) - 1) if match[1] else (-(1 << bits - 1), (1 << bits - 1) - 1)
+        if dtype == "object" and self.name == "integer":
+            return -math.inf, math.inf
+        largest = float(np.finfo(dtype if dtype in ("float16", "float32") else "float64").max)
+        return -largest, largest
+
+    def problem(self, value: Any) -> str | None:
+        column = self.column
+        low, high = self.dtype_range
+        if not low <= value <= high:
+            return f"{shown(value)} is out of the range of {column.dtype}"
+        if column.bounded and column.minimum is not None and value < column.minimum:
+            return f"{shown(value)} is less than {column.minimum}"
+        if column.bounded and column.maximum is not None and value > column.maximum:
+            return f"{shown(value)} is more than {column.maximum}"
+        return None
+
+    def read(self, text: str, start: int, record_format: str) -> tuple[Any, int]:
+        match = self.form.match(text, start)
+        if match is None:
+            raise self.parse_error(unexpected(text, start, self.expected))
+        value = self.number(match[0])
+        if problem := self.problem(value):
+            raise self.parse_error(problem)
+        return value, match.end()
+
+    form: re.Pattern[str]
+
+    def number(self, word: str) -> Any:
+        """The number that a word of the right form stands for; RecordParseError if it is none of the column's."""
+        raise NotImplementedError
+
+    def typical(self) -> Any:
+        """The middle of the range; the nearest number to 0 where one of its ends is open."""
+        low, high = self.column.minimum, self.column.maximum
+        if low is not None and high is not None:
+            return self.normalize(round((low + high) / 2, self.column.decimals or 0))
+        return self.normalize(max(0, low) if low is not None else min(0, high) if high is not None else 0)
+
+    # ---- features and conditions
+
+    @cached_property
+    def number_range(self) -> tuple[float, float] | None:
+        """Smallest and largest number; None where unknown, or too large for a float."""
+        low, high = self.column.minimum, self.column.maximum
+        if low is None or high is None or max(abs(low), abs(high)) >= 1e300:
+            return None
+        return float(low), float(high)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return () if self.number_range is None else (self.column.name,)
+
+    def feature_places(self, value: Any) -> list[float]:
+        return [] if self.number_range is None else [place_between(value, *self.number_range)]
+
+    def condition_value(self, value: Any) -> Any:
+        name = self.column.name
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConditionError(f"{name!r} is a number: {value!r} is none. A range is a tuple: (low, high).")
+        return self.condition_number(value)
+
+    def condition_number(self, value: int | float) -> Any:
+        """A finite number as the column's type."""
+        raise NotImplementedError
+
+    def condition_range(self, low: Any, high: Any) -> dict[str, Any]:
+        name = self.column.name
+        low, high = condition_bound(name, low), condition_bound(name, high)
+        step = 10 ** -(self.column.decimals or 0)
+        if low is None and high is None:
+            raise ConditionError(f"The range of {name!r} is open at both ends: leave the condition out.")
+        if low is None or high is None:
+            return {"minimum": low, "maximum": high}
+        if low > high or math.floor(high / step + 1e-9) < math.ceil(low / step - 1e-9):
+            raise ConditionError(f"No value of {name!r} ({self.described}) lies in the range {low} to {high}.")
+        return {"minimum": low, "maximum": high}
+
+    def classes(self, values: Sequence[Any], num_bins: int) -> dict[str, Any] | None:
+        return number_classes(values, num_bins)
+
+    def is_condition_column(self, max_categories: int) -> bool:
+        return True
+
+
+class IntegerKind(_NumberKind):
+    name = "integer"
+    expected = "an integer"
+    json_type = "integer"
+    form = _INTEGER
+
+    def convert(self, value: Any, original: Any, number: bool) -> Any:
+        if not number or value != int(value):
+            raise self.error(f"{original!r} is not an integer")
+        return int(value)
+
+    def text(self, value: Any, record_format: str) -> str:
+        return number_text(value)
+
+    def number(self, word: str) -> Any:
+        if len(word) > 400:  # above every float, and above what Python's int() takes
+            raise self.parse_error(f"an integer of {len(word)} characters")
+        return int(word)
+
+    def condition_number(self, value: int | float) -> Any:
+        if value != int(value):
+            raise ConditionError(f"{self.column.name!r} holds integers: {value!r} is none.")
+        return int(value)
+
+
+class DecimalKind(_NumberKind):
+    name = "decimal"
+    expected = "a number"
+    json_type = "number"
+    form = NUMBER
+
+    @property
+    def described(self) -> str:  # type: ignore[override]
+        return f"numbers with {self.column.decimals} decimals"
+
+    def convert(self, value: Any, original: Any, number: bool) -> Any:
+        if not number:
+            raise self.error(f"{original!r} is not a number")
+        if not self.problem(value):
+            value = float(self.text(value, "json")) + 0.0  # + 0.0 turns -0.0 into 0.0
+        return value
+
+    def text(self, value: Any, record_format: str) -> str:
+        column = self.column
+        if column.dtype.lower() in ("float32", "float16"):  # their shortest digits, not those of the widened double
+            value = np.dtype(column.dtype.lower()).type(value)
+        text = format(decimal.Decimal(str(value)), "f" if column.decimals is None else f".{column.decimals}f")
+        if column.trimmed:
+            text = text.rstrip("0")
+        if text.endswith(".") or "." not in text and column.decimals is None:
+            text = text.rstrip(".") + ".0"
+        return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+
+    def number(self, word: str) -> Any:
+        column = self.column
+        digits = len(word.partition(".")[2])
+        if column.trimmed and not 1 <= digits <= (column.decimals or 0):
+            raise self.parse_error(f"{shown(word)} has {digits} decimals, expected 1 to {column.decimals}")
+        if column.decimals is not None and digits != column.decimals and not column.trimmed:
+            raise self.parse_error(f"{shown(word)} has {digits} decimals, expected {column.decimals}")
+        value = float(word) + 0.0
+        if not math.isfinite(value):
+            raise self.parse_error(f"{shown(word)} is too large")
+        return value
+
+    def condition_number(self, value: int | float) -> Any:
+        column = self.column
+        if column.decimals is not None and abs(round(value, column.decimals) - value) > 1e-9 * max(1.0, abs(value)):
+            raise ConditionError(
+                f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them."
+            )
+        return float(value)
