@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from difflm.cli_files import write_records
 from difflm.files import write_json
+from difflm.pipelines.table_files import write_records
 from difflm.training.reports.fit_report import Check, ReportContents, write_report
 from difflm.training.reports.table_comparison import (
     ColumnComparison,
@@ -300,8 +300,8 @@ def run(folder: Path, *, preset: str, minutes: float, num_samples: int, seed: in
     seed
         Of the fit and of the sampling.
     """
+    from difflm import fit
     from difflm.training.data import read_table
-    from difflm.training.train_difflm import fit
 
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,8 @@ import argparse
 
 from sklearn.datasets import load_iris
 
-from difflm import DiffLMPipeline
+from difflm import DiffLMPipeline, fit
 from difflm.training.reports.table_comparison import compare_columns, format_comparison
-from difflm.training.train_difflm import fit
 
 
 def main() -> None:

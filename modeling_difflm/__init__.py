@@ -1,7 +1,7 @@
 """DiffLM: synthetic structured data from a latent diffusion model in front of a frozen language model.
 
-The names below are resolved on first use, so that ``import difflm`` (and ``difflm --help``) costs nothing:
-torch, transformers and diffusers are imported only when a model is really wanted.
+The names below are what is stable. They are resolved on first use, so that ``import difflm`` (and ``difflm --help``)
+costs nothing: torch, transformers and diffusers are imported only when a model is really wanted.
 """
 
 from importlib import import_module
@@ -11,28 +11,47 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from difflm.errors import DiffLMError
     from difflm.modeling_denoiser import DiffLMDenoiser
     from difflm.modeling_difflm import DiffLMConfig, DiffLMModel
+    from difflm.pipelines.errors import RecordParseError, SchemaError
     from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
     from difflm.pipelines.record_schema import RecordSchema
+    from difflm.training.data import TableError, read_table
+    from difflm.training.record_dataset import RecordTooLongError
+    from difflm.training.train_difflm import fit
 
 _MODULE_OF = {
     "DiffLMConfig": "difflm.modeling_difflm",
-    "DiffLMModel": "difflm.modeling_difflm",
     "DiffLMDenoiser": "difflm.modeling_denoiser",
+    "DiffLMError": "difflm.errors",
+    "DiffLMModel": "difflm.modeling_difflm",
     "DiffLMPipeline": "difflm.pipelines.pipeline_difflm",
     "DiffLMPipelineOutput": "difflm.pipelines.pipeline_difflm",
+    "RecordParseError": "difflm.pipelines.errors",
     "RecordSchema": "difflm.pipelines.record_schema",
+    "RecordTooLongError": "difflm.training.record_dataset",
+    "SchemaError": "difflm.pipelines.errors",
+    "TableError": "difflm.training.data",
+    "fit": "difflm.training.train_difflm",
+    "read_table": "difflm.training.data",
 }
 
 __all__ = [
     "DiffLMConfig",
     "DiffLMDenoiser",
+    "DiffLMError",
     "DiffLMModel",
     "DiffLMPipeline",
     "DiffLMPipelineOutput",
+    "RecordParseError",
     "RecordSchema",
+    "RecordTooLongError",
+    "SchemaError",
+    "TableError",
     "__version__",
+    "fit",
+    "read_table",
 ]
 
 

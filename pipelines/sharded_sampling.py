@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from difflm.errors import DiffLMError
 from difflm.files import atomic_file, drop_leftovers, write_json
 from difflm.pipelines.outputs import SamplingReport
 
@@ -18,7 +19,7 @@ MANIFEST = "sampling.json"
 REPORT_KEY = b"difflm_report"
 
 
-class ShardFolderError(ValueError):
+class ShardFolderError(DiffLMError, ValueError):
     """The folder belongs to another run, or to somebody else."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from difflm import cli_parser
+from difflm.cli.command import build_parser
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,7 +143,7 @@ def test_commands_are_accepted():
     found = commands("difflm")
     assert [words[1] for words in found] == ["fit", "sample", "sample", "info", "card", "push", "space", "evaluate"]
     for words in found:
-        cli_parser.build_parser().parse_args(words[1:])
+        build_parser().parse_args(words[1:])
 
 
 def test_make_targets_exist():

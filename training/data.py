@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from difflm.errors import DiffLMError
 from difflm.pipelines import tables
 
 
@@ -21,7 +22,7 @@ READABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
 _EXACT_FLOAT_INTEGERS = 1 << 53
 
 
-class TableError(ValueError):
+class TableError(DiffLMError, ValueError):
     """A file or table cannot be used for fitting; the message names the file, row or column and the remedy."""
 
 

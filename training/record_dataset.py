@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from difflm.errors import DiffLMError
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.vocabulary import tokenize_segment
 
@@ -19,7 +20,7 @@ IGNORED_LABEL = -100
 _CACHED_SEGMENT_CHARACTERS = 64
 
 
-class RecordTooLongError(ValueError):
+class RecordTooLongError(DiffLMError, ValueError):
     """A record has more tokens than the limit; cutting it would take its end-of-text token away."""
 
 

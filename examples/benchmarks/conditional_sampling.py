@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from difflm import DiffLMPipeline
-from difflm.cli import typed_condition
+from difflm.cli.sample import typed_condition
 from difflm.files import write_json
 from difflm.pipelines.conditions import check_condition
 from difflm.training.data import read_table

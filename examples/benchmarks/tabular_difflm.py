@@ -46,9 +46,9 @@ def sample_difflm(
 
     A method with a model of its own has its fit beside the folder.
     """
+    from difflm import fit
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.stages import resolve_settings
-    from difflm.training.train_difflm import fit
 
     prior = PRIORS[method]
     if method in MODELS:

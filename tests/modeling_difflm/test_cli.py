@@ -12,7 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from difflm import cli, cli_parser
+from difflm import cli
+from difflm.cli.command import build_parser, user_message
+from difflm.cli.fit import fit_arguments, last_checkpoint
+from difflm.cli.sample import condition_pair, typed_condition
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.record_schema import RecordSchema
 
@@ -91,7 +94,7 @@ def saved(tmp_path):
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    actions = cli_parser.build_parser()._actions
+    actions = build_parser()._actions
     return next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices
 
 
@@ -184,10 +187,10 @@ class TestFit:
 
         every = "--encoder e --decoder d --injection soft_prompt --record-format values --epochs 1 --max-minutes 1"
         every += " --batch-size 1 --condition-columns a --text-columns b --validation v"
-        arguments = cli_parser.build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
-        inspect.signature(fit).bind(arguments.data, arguments.output_dir, **cli.fit_arguments(arguments))
+        arguments = build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
+        inspect.signature(fit).bind(arguments.data, arguments.output_dir, **fit_arguments(arguments))
         options = {action.dest for action in subcommands()["fit"]._actions} - {"help", "data", "output_dir"}
-        assert set(cli.fit_arguments(arguments)) == options
+        assert set(fit_arguments(arguments)) == options
 
     def test_missing_table(self, fake_fit, capsys):
         assert cli.main(["fit", "nowhere.csv", "-o", "out"]) == 2
@@ -231,7 +234,7 @@ class TestErrors:
     def test_our_refusal_is_one_line(self):
         with pytest.raises(SchemaError) as caught:
             RecordSchema.infer(pd.DataFrame())
-        message = cli.user_message(caught.value)
+        message = user_message(caught.value)
         assert message
         assert "\n" not in message
 
@@ -246,7 +249,7 @@ class TestErrors:
     def test_a_value_error_from_elsewhere_is_not_hidden(self):
         with pytest.raises(json.JSONDecodeError) as caught:
             json.loads("{")
-        assert cli.user_message(caught.value) is None
+        assert user_message(caught.value) is None
 
     def test_traceback_on_demand(self, fake_fit):
         with pytest.raises(FileNotFoundError):
@@ -345,13 +348,13 @@ class TestCondition:
         ],
     )
     def test_values_get_the_type_of_their_column(self, words, expected):
-        typed = cli.typed_condition([cli_parser._condition(word) for word in words], SCHEMA)
+        typed = typed_condition([condition_pair(word) for word in words], SCHEMA)
         assert typed == expected
         assert [type(value) for value in typed.values()] == [type(value) for value in expected.values()]
 
     def test_boolean(self):
         schema = RecordSchema.infer(pd.DataFrame({"member": [True, False] * 5}))
-        assert cli.typed_condition([("member", "true")], schema)["member"] is True
+        assert typed_condition([("member", "true")], schema)["member"] is True
 
     @pytest.mark.parametrize(
         ("words", "reason"),
@@ -363,7 +366,7 @@ class TestCondition:
     )
     def test_refusals(self, words, reason):
         with pytest.raises(ValueError, match=reason):
-            cli.typed_condition(words, SCHEMA)
+            typed_condition(words, SCHEMA)
 
     def test_malformed(self, pipeline, saved, tmp_path, capsys):
         with pytest.raises(SystemExit, match="2"):
@@ -374,9 +377,9 @@ class TestCondition:
 def test_last_checkpoint_is_the_newest(tmp_path):
     import os
 
-    assert cli.last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path) is None
     for age, name in ((10, "a/checkpoint-900"), (5, "b/checkpoint-2")):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         os.utime(folder, (1_000_000 - age, 1_000_000 - age))
-    assert cli.last_checkpoint(tmp_path) == Path(tmp_path / "b/checkpoint-2")
+    assert last_checkpoint(tmp_path) == Path(tmp_path / "b/checkpoint-2")

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from difflm import cli
-from difflm.cli_info import describe, read_safetensors_header, render
+from difflm.cli.info import describe, read_safetensors_header, render
 from difflm.pipelines.record_schema import RecordSchema
 
 

@@ -305,7 +305,7 @@ def test_what_is_wrong_is_said_before_anything_is_measured(arguments, message, t
 
 def test_a_package_that_is_missing_is_named_before_anything_is_read(tmp_path, monkeypatch, capsys):
     table(50).to_csv(tmp_path / "real.csv", index=False)
-    monkeypatch.setattr("difflm.cli_evaluate.find_spec", lambda package: None if package == "xgboost" else "installed")
+    monkeypatch.setattr("difflm.cli.evaluate.find_spec", lambda package: None if package == "xgboost" else "installed")
     words = ["evaluate", "--real", str(tmp_path / "real.csv"), "--synthetic", str(tmp_path / "real.csv")]
     assert main([*words, "-o", str(tmp_path / "out")]) == 2
     assert "needs xgboost: pip install 'difflm[evaluation]'" in capsys.readouterr().err

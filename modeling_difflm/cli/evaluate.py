@@ -1,16 +1,19 @@
-"""The sub-command that judges a synthetic table: ``difflm evaluate``."""
+"""``difflm evaluate``: judge a synthetic table."""
 
 import argparse
 import errno
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from difflm.cli.options import HelpFormatter
 
 
 ATTACKS = ("singling_out", "linkability", "inference")
 
 
-def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter]) -> None:
+def add_command(commands: Any) -> None:
     """Add the sub-command to the parser of ``difflm``."""
     command = commands.add_parser(
         "evaluate",
@@ -18,7 +21,7 @@ def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter])
         description="Compare synthetic rows with real ones: evaluation.json with every figure, and report.html.",
         epilog="example: difflm evaluate --real train.csv --holdout test.csv --synthetic rows.parquet "
         "--target income -o report",
-        formatter_class=formatter,
+        formatter_class=HelpFormatter,
     )
     command.add_argument("--real", required=True, metavar="FILE", help="training rows of the generator (required)")
     command.add_argument("--synthetic", required=True, metavar="FILE", help="rows to judge (required)")
@@ -70,6 +73,7 @@ def add_evaluate_command(commands: Any, formatter: type[argparse.HelpFormatter])
     command.add_argument(
         "--overwrite", action="store_true", help="replace an evaluation that is already in DIR (default: refuse)"
     )
+    command.set_defaults(run=run, interrupted=interrupted)
 
 
 def _require_packages() -> None:
@@ -79,8 +83,8 @@ def _require_packages() -> None:
             raise ImportError(f"`difflm evaluate` needs {package}: pip install 'difflm[evaluation]'")
 
 
-def run_evaluate(arguments: argparse.Namespace) -> int:
-    """Run ``difflm evaluate``."""
+def run(arguments: argparse.Namespace) -> int:
+    """Measure; return the exit status."""
     for path in filter(None, (arguments.real, arguments.synthetic, arguments.holdout, arguments.validation)):
         if not Path(path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
@@ -158,3 +162,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         print(f"{name}: not measured: {reason}")
     print(f"{target}\n{report}")
     return 0
+
+
+def interrupted(arguments: argparse.Namespace, words: Sequence[str]) -> str:
+    """What Ctrl-C leaves."""
+    return "interrupted before the report was written"

@@ -1,11 +1,12 @@
-"""What ``difflm info`` tells about a fitted pipeline, read from JSON files and safetensors headers alone."""
+"""``difflm info``: describe a fitted pipeline, from its JSON files and safetensors headers alone."""
 
-import errno
+import argparse
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from difflm.cli.options import HelpFormatter, check_pipeline
 from difflm.files import read_json
 
 
@@ -115,13 +116,8 @@ def describe(pipeline: str | Path) -> dict[str, Any]:
     ValueError
         If one of its files is damaged.
     """
-    folder = Path(pipeline)
-    index_path = folder / "model_index.json"
-    if not index_path.is_file():
-        raise FileNotFoundError(
-            errno.ENOENT, "no fitted pipeline here (no model_index.json); run `difflm fit` first", str(pipeline)
-        )
-    index = read_json(index_path)
+    folder = check_pipeline(str(pipeline))
+    index = read_json(folder / "model_index.json")
     class_name = index.get("_class_name")
     description: dict[str, Any] = {
         "path": str(pipeline),
@@ -184,3 +180,26 @@ def render(description: dict[str, Any]) -> str:
             for key, value in description["training"].items()
         ]
     return "\n".join(lines)
+
+
+def add_command(commands: Any) -> None:
+    """Add the sub-command to the parser of ``difflm``."""
+    info = commands.add_parser(
+        "info",
+        help="describe a fitted pipeline",
+        description="Describe a fitted pipeline: its models, columns and how its training ended. Loads no weights.",
+        formatter_class=HelpFormatter,
+    )
+    info.add_argument("pipeline", metavar="PIPELINE", help="folder that `difflm fit` wrote")
+    info.add_argument("--json", action="store_true", help="print one JSON object (default: text for people)")
+    info.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Describe; return the exit status."""
+    description = describe(arguments.pipeline)
+    if arguments.json:
+        print(json.dumps(description, indent=2, ensure_ascii=False))
+    else:
+        print(render(description))
+    return 0

@@ -1,0 +1,156 @@
+"""``difflm fit``: fit a table and save it as a pipeline."""
+
+import argparse
+import errno
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from difflm.cli.options import HelpFormatter, positive_float, positive_int
+
+
+def add_command(commands: Any) -> None:
+    """Add the sub-command to the parser of ``difflm``."""
+    fit = commands.add_parser(
+        "fit",
+        help="fit a DiffLM on a table and save it as a pipeline",
+        description="Fit a DiffLM on a table and save it as a pipeline.\n\n"
+        "First the autoencoder is trained (the language model stays frozen), then the diffusion model on its latents.",
+        epilog="example: difflm fit penguins.csv --output-dir out --max-minutes 10",
+        formatter_class=HelpFormatter,
+    )
+    fit.add_argument("data", metavar="DATA", help="the table: .csv, .tsv, .parquet, .jsonl or .json")
+    fit.add_argument("--output-dir", "-o", required=True, metavar="DIR", help="folder for the pipeline (required)")
+    models = fit.add_argument_group("models")
+    models.add_argument(
+        "--preset",
+        choices=("tiny", "small", "paper"),
+        default="small",
+        help="tiny: SmolLM2-135M and MiniLM, few epochs, at most 5 minutes; small: the same models, at most 40 epochs "
+        "and 60 minutes; paper: Mistral-7B-Instruct and BERT in the paper's sizes, needs a large GPU",
+    )
+    models.add_argument(
+        "--encoder",
+        metavar="NAME",
+        help="encoder: a folder, a Hub id or package://PACKAGE/PATH (default: the preset's)",
+    )
+    models.add_argument(
+        "--decoder",
+        metavar="NAME",
+        help="frozen causal language model: a folder, a Hub id or package://PACKAGE/PATH.gguf (default: the preset's)",
+    )
+    models.add_argument(
+        "--injection",
+        choices=("kv_memory", "soft_prompt", "embedding"),
+        help="how the decoder reads a latent (default: the preset's)",
+    )
+    models.add_argument(
+        "--record-format",
+        choices=("json", "values"),
+        help="text of a record: JSON objects, or the values alone, which are fewer tokens (default: the preset's)",
+    )
+    columns = fit.add_argument_group("columns")
+    columns.add_argument(
+        "--condition-columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns that the diffusion model learns to follow in --condition; none: no column "
+        "(default: numbers, booleans and categories of up to 64 values)",
+    )
+    columns.add_argument(
+        "--text-columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns of a .csv to read as text, digits and leading zeros kept (default: chosen from the values)",
+    )
+    training = fit.add_argument_group("training")
+    training.add_argument(
+        "--epochs", type=positive_float, metavar="N", help="most passes over the table (default: the preset's)"
+    )
+    training.add_argument(
+        "--max-minutes",
+        type=positive_float,
+        metavar="MINUTES",
+        help="time limit of both stages together, in minutes (default: the preset's)",
+    )
+    training.add_argument(
+        "--batch-size", type=positive_int, metavar="N", help="records in one training step (default: the preset's)"
+    )
+    training.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="table of held-out records (default: a tenth of DATA, at most 1000 records, is held out)",
+    )
+    training.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
+    training.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in DIR (default: start anew)"
+    )
+    training.add_argument(
+        "--overwrite", action="store_true", help="replace a pipeline that is already in DIR (default: refuse)"
+    )
+    fit.set_defaults(run=run, interrupted=interrupted)
+
+
+def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Translate the options of ``difflm fit`` into keyword arguments of ``difflm.training.train_difflm.fit``.
+
+    Options that were not given are left out, so that the preset decides.
+    """
+    keywords: dict[str, Any] = {
+        "preset": arguments.preset,
+        "seed": arguments.seed,
+        "resume": arguments.resume,
+        "overwrite": arguments.overwrite,
+    }
+    optional = (
+        "encoder",
+        "decoder",
+        "injection",
+        "record_format",
+        "epochs",
+        "max_minutes",
+        "batch_size",
+        "condition_columns",
+        "text_columns",
+        "validation",
+    )
+    keywords.update({name: value for name in optional if (value := getattr(arguments, name)) is not None})
+    if keywords.get("condition_columns") in (["auto"], ["none"]):
+        keywords["condition_columns"] = "auto" if keywords["condition_columns"] == ["auto"] else ()
+    return keywords
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fit; return the exit status."""
+    for path in filter(None, (arguments.data, arguments.validation)):
+        if not Path(path).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
+    from difflm.training.train_difflm import fit
+
+    started = time.monotonic()
+    fit(arguments.data, arguments.output_dir, **fit_arguments(arguments))
+    minutes = (time.monotonic() - started) / 60
+    print(f"Fitted in {minutes:.1f} minutes. Sample with:")
+    print(f"  difflm sample {shlex.quote(arguments.output_dir)} -n 1000 -o rows.parquet")
+    return 0
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """Return the newest checkpoint below a fit's folder, or None.
+
+    That is a ``checkpoint-*`` of either stage, or the finished autoencoder between the two.
+    """
+    found = [path for name in ("checkpoint-*", "fitted_autoencoder") for path in Path(folder).glob(f"**/{name}")]
+    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def interrupted(arguments: argparse.Namespace, words: Sequence[str]) -> str:
+    """What Ctrl-C leaves, and the command that goes on."""
+    again = ["difflm", *(word for word in words if word not in ("--resume", "--overwrite"))]
+    checkpoint = last_checkpoint(arguments.output_dir)
+    if checkpoint is None:
+        command = shlex.join([*again, "--overwrite"])
+        return f"interrupted before the first checkpoint; nothing to resume\nstart again with: {command}"
+    return f"interrupted; the last checkpoint is {checkpoint}\nresume with: {shlex.join([*again, '--resume'])}"

@@ -1,0 +1,53 @@
+"""What the commands' options share: the form of their help, the types of their values."""
+
+import argparse
+import errno
+from pathlib import Path
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to an option's help when the text does not state it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        no_value = any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS))
+        silent = no_value or not action.option_strings
+        return text if silent or "default" in text else f"{text} (default: %(default)s)"
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not value > 0 or value == float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return value
+
+
+def probability(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {text}")
+    return value
+
+
+def check_pipeline(pipeline: str) -> Path:
+    """The folder of a fitted pipeline; FileNotFoundError, with the remedy, if there is none in it."""
+    folder = Path(pipeline)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            errno.ENOENT, "no fitted pipeline here (no model_index.json); run `difflm fit` first", pipeline
+        )
+    return folder
