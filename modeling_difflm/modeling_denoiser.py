@@ -1,10 +1,10 @@
-"""The latent denoiser of DiffLM: a residual MLP with the EDM preconditioning of Karras et al. (2022).
+"""The latent denoiser of DiffLM: network F, its EDM preconditioning to D (Karras et al. 2022), the latents' scale.
 
 This file is also stored beside the weights of a published model, so it imports nothing from the ``difflm`` package.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,9 +44,41 @@ def edm_coefficients(sigma: torch.Tensor, sigma_data: float) -> EDMCoefficients:
     )
 
 
-def edm_loss_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
-    """Return Karras et al. (2022)'s loss weight ``(sigma^2 + sigma_data^2) / (sigma * sigma_data)^2``."""
-    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+def precondition(
+    network: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    noisy: torch.Tensor,
+    sigma: torch.Tensor | float,
+    class_labels: torch.Tensor | None = None,
+    *,
+    sigma_data: float,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Make of the raw network F the denoiser D of Karras et al. (2022), equation 7, and apply it.
+
+    Parameters
+    ----------
+    network : callable
+        F, from ``c_in * x``, ``c_noise`` and labels, as [`DenoiserNetwork`] is called.
+    noisy : torch.Tensor
+        Standardised latents plus Gaussian noise x, shape (batch, latent_size).
+    sigma : torch.Tensor or float
+        Standard deviation of the noise, > 0, shape (batch,) or scalar.
+    class_labels : torch.Tensor, optional
+        Passed on.
+    sigma_data : float
+        Standard deviation of the data.
+    dtype : torch.dtype, optional
+        That of what the network is given. None: that of `noisy`.
+
+    Returns
+    -------
+    torch.Tensor
+        D, the estimate of the clean latents, shape (batch, latent_size), in the dtype of `noisy`.
+    """
+    sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1)
+    c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, sigma_data)
+    output = network((c_in * noisy).to(dtype or noisy.dtype), c_noise[:, 0].to(dtype or noisy.dtype), class_labels)
+    return c_skip * noisy + c_out * output.to(noisy.dtype)
 
 
 @dataclass
@@ -104,8 +136,136 @@ class DenoiserBlock(nn.Module):
         return hidden + self.linear_out(self.dropout(self.activation(self.linear_in(update))))
 
 
+class DenoiserNetwork(nn.Module):
+    """F: a residual MLP over scaled noisy latents, modulated by the noise level and the labels.
+
+    Parameters
+    ----------
+    latent_size, hidden_size, num_blocks, dropout, class_sizes
+        See [`DiffLMDenoiser`].
+    """
+
+    def __init__(
+        self, latent_size: int, hidden_size: int, num_blocks: int, dropout: float, class_sizes: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.class_sizes = tuple(class_sizes)
+        self.noise_embedding = NoiseLevelEmbedding(NOISE_EMBEDDING_SIZE)
+        # One row more than there are classes: the null class.
+        self.class_embeddings = nn.ModuleList(nn.Embedding(size + 1, NOISE_EMBEDDING_SIZE) for size in class_sizes)
+        self.input_projection = nn.Linear(latent_size, hidden_size)
+        self.blocks = nn.ModuleList(
+            DenoiserBlock(hidden_size, NOISE_EMBEDDING_SIZE, dropout) for _ in range(num_blocks)
+        )
+        self.output_norm = nn.LayerNorm(hidden_size)
+        self.output_projection = nn.Linear(hidden_size, latent_size)
+        self.embedding_activation = nn.SiLU()
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                # As large as the noise embedding it is added to, so that classes are told apart from the first steps.
+                nn.init.normal_(module.weight, std=0.5)
+        # F = 0 at the start: D is then the best linear denoiser of unit Gaussian data, and the first loss is 1.
+        nn.init.zeros_(self.output_projection.weight)
+
+    def null_labels(self, batch_size: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return labels that drop every conditioning column, shape (batch_size, number of columns)."""
+        return torch.tensor(self.class_sizes, dtype=torch.long, device=device).expand(batch_size, -1)
+
+    def forward(
+        self, sample: torch.Tensor, c_noise: torch.Tensor | float, class_labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map ``c_in * x``, shape (batch, latent_size), to F of the same shape.
+
+        ``c_noise`` has shape (batch,) or is a scalar. Labels, int64, have shape (batch, number of columns);
+        ``class_sizes[j]`` means that column j is dropped; None drops all.
+        """
+        c_noise = torch.as_tensor(c_noise, dtype=sample.dtype, device=sample.device).reshape(-1).expand(len(sample))
+        embedding = self.noise_embedding(c_noise)
+        if self.class_sizes:
+            labels = self.null_labels(len(sample), sample.device) if class_labels is None else class_labels
+            for column, class_embedding in enumerate(self.class_embeddings):
+                embedding = embedding + class_embedding(labels[:, column])
+        embedding = self.embedding_activation(embedding)
+        hidden = self.input_projection(sample)
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        return self.output_projection(self.output_norm(hidden))
+
+
+class LatentScaler(nn.Module):
+    """Whitens latents: zero mean and identity covariance over the training latents.
+
+    Attributes
+    ----------
+    latent_mean, latent_std, latent_axes : torch.Tensor
+        Mean of the training latents, shape (latent_size,), their standard deviation along each principal axis, shape
+        (latent_size,), and the axes as orthonormal columns, shape (latent_size, latent_size); stored with the weights.
+    """
+
+    latent_mean: torch.Tensor
+    latent_std: torch.Tensor
+    latent_axes: torch.Tensor
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        self.register_buffer("latent_mean", torch.zeros(latent_size))
+        self.register_buffer("latent_std", torch.ones(latent_size))
+        self.register_buffer("latent_axes", torch.eye(latent_size))
+
+    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Whiten latents, shape (batch, latent_size)."""
+        return (latents - self.latent_mean.to(latents)) @ self.latent_axes.to(latents) / self.latent_std.to(latents)
+
+    def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Undo `standardize`."""
+        return (latents * self.latent_std.to(latents)) @ self.latent_axes.to(latents).T + self.latent_mean.to(latents)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor, axes: torch.Tensor | None = None) -> None:
+        """Store the statistics of the training latents.
+
+        Parameters
+        ----------
+        mean : torch.Tensor
+            Shape (latent_size,).
+        std : torch.Tensor
+            Standard deviation along each axis, shape (latent_size,).
+        axes : torch.Tensor, optional
+            Orthonormal columns, shape (latent_size, latent_size). None: the latents' own dimensions.
+
+        Raises
+        ------
+        ValueError
+            If a shape differs, a value is not finite, a standard deviation is not positive or the axes are not
+            orthonormal.
+        """
+        axes = torch.eye(len(self.latent_mean)).to(self.latent_axes) if axes is None else axes
+        for name, value, buffer in (
+            ("mean", mean, self.latent_mean),
+            ("std", std, self.latent_std),
+            ("axes", axes, self.latent_axes),
+        ):
+            if value.shape != buffer.shape:
+                raise ValueError(f"Latent {name} must have shape {tuple(buffer.shape)}, got {tuple(value.shape)}.")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
+        if bool((std <= 0).any()):
+            raise ValueError("Latent std must be positive in every dimension.")
+        if not torch.allclose(axes.T @ axes, torch.eye(len(axes)).to(axes), atol=1e-3):
+            raise ValueError("Latent axes must be orthonormal.")
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+        self.latent_axes.copy_(axes)
+
+
 class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bases annotate config_name differently
-    """Denoise standardised latents: a residual MLP under the EDM preconditioning of Karras et al. (2022).
+    """Denoise latents: network F, its preconditioning to D (Karras et al. 2022), and the scale of the latents.
 
     Parameters
     ----------
@@ -129,9 +289,10 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
 
     Attributes
     ----------
-    latent_mean, latent_std, latent_axes : torch.Tensor
-        Mean of the training latents, shape (latent_size,), their standard deviation along each principal axis, shape
-        (latent_size,), and the axes as orthonormal columns, shape (latent_size, latent_size); stored with the weights.
+    network : DenoiserNetwork
+        F.
+    scaler : LatentScaler
+        Holds the statistics of the training latents.
     record_digests : torch.Tensor
         Digests of the training records, uint8, shape (num_record_digests, 16), stored with the weights, by which
         a pipeline can tell that a generated record is a copy.
@@ -170,40 +331,18 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
             raise ValueError(f"class_names has {len(class_names)} names for {len(sizes)} class_sizes.")
         self.sigma_data = float(sigma_data)
         self.class_sizes = tuple(sizes)
-        self.noise_embedding = NoiseLevelEmbedding(NOISE_EMBEDDING_SIZE)
-        # One row more than there are classes: the null class.
-        self.class_embeddings = nn.ModuleList(nn.Embedding(size + 1, NOISE_EMBEDDING_SIZE) for size in sizes)
-        self.input_projection = nn.Linear(latent_size, hidden_size)
-        self.blocks = nn.ModuleList(
-            DenoiserBlock(hidden_size, NOISE_EMBEDDING_SIZE, dropout) for _ in range(num_blocks)
-        )
-        self.output_norm = nn.LayerNorm(hidden_size)
-        self.output_projection = nn.Linear(hidden_size, latent_size)
-        self.embedding_activation = nn.SiLU()
-        self.latent_mean: torch.Tensor
-        self.latent_std: torch.Tensor
-        self.latent_axes: torch.Tensor
+        self.network = DenoiserNetwork(latent_size, hidden_size, num_blocks, dropout, sizes)
+        self.scaler = LatentScaler(latent_size)
         self.record_digests: torch.Tensor
-        self.register_buffer("latent_mean", torch.zeros(latent_size))
-        self.register_buffer("latent_std", torch.ones(latent_size))
-        self.register_buffer("latent_axes", torch.eye(latent_size))
         self.register_buffer("record_digests", torch.zeros(num_record_digests, RECORD_DIGEST_BYTES, dtype=torch.uint8))
-        self._initialize_weights()
 
-    def _initialize_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                # As large as the noise embedding it is added to, so that classes are told apart from the first steps.
-                nn.init.normal_(module.weight, std=0.5)
-        # F = 0 at the start: D is then the best linear denoiser of unit Gaussian data, and the first loss is 1.
-        nn.init.zeros_(self.output_projection.weight)
-
-    def null_labels(self, batch_size: int, device: torch.device | str | None = None) -> torch.Tensor:
-        """Return labels that drop every conditioning column, shape (batch_size, number of columns)."""
-        return torch.tensor(self.class_sizes, dtype=torch.long, device=device).expand(batch_size, -1)
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Bring the names of a checkpoint from before the three parts up to date; diffusers calls it at load."""
+        for name in list(state_dict):
+            if name.startswith("latent_"):
+                state_dict[f"scaler.{name}"] = state_dict.pop(name)
+            elif not name.startswith(("network.", "scaler.", "record_digests")):
+                state_dict[f"network.{name}"] = state_dict.pop(name)
 
     def check_labels(self, class_labels: torch.Tensor, batch_size: int) -> None:
         """Check conditioning labels.
@@ -260,20 +399,9 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         DiffLMDenoiserOutput or tuple
             ``sample``: F, shape (batch, latent_size).
         """
-        batch_size = sample.shape[0]
-        c_noise = torch.as_tensor(timestep, dtype=sample.dtype, device=sample.device).reshape(-1).expand(batch_size)
-        embedding = self.noise_embedding(c_noise)
-        if self.class_sizes:
-            labels = self.null_labels(batch_size, sample.device) if class_labels is None else class_labels
-            for column, class_embedding in enumerate(self.class_embeddings):
-                embedding = embedding + class_embedding(labels[:, column])
-        elif class_labels is not None:
-            self.check_labels(class_labels, batch_size)
-        embedding = self.embedding_activation(embedding)
-        hidden = self.input_projection(sample)
-        for block in self.blocks:
-            hidden = block(hidden, embedding)
-        output = self.output_projection(self.output_norm(hidden))
+        if class_labels is not None and not self.class_sizes:
+            self.check_labels(class_labels, len(sample))
+        output = self.network(sample, timestep, class_labels)
         return DiffLMDenoiserOutput(sample=output) if return_dict else (output,)
 
     def denoise(
@@ -295,57 +423,17 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         torch.Tensor
             D, shape (batch, latent_size), in the dtype of `noisy`.
         """
-        sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1)
-        c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, self.sigma_data)
-        (output,) = self.forward(
-            (c_in * noisy).to(self.dtype), c_noise[:, 0].to(self.dtype), class_labels, return_dict=False
-        )
-        return c_skip * noisy + c_out * output.to(noisy.dtype)
+        if class_labels is not None and not self.class_sizes:
+            self.check_labels(class_labels, len(noisy))
+        return precondition(self.network, noisy, sigma, class_labels, sigma_data=self.sigma_data, dtype=self.dtype)
 
     def standardize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Whiten latents, shape (batch, latent_size): zero mean and identity covariance over the training latents."""
-        return (latents - self.latent_mean.to(latents)) @ self.latent_axes.to(latents) / self.latent_std.to(latents)
+        """Whiten latents, shape (batch, latent_size), see [`LatentScaler`]."""
+        return self.scaler.standardize(latents)
 
     def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
         """Undo `standardize`."""
-        return (latents * self.latent_std.to(latents)) @ self.latent_axes.to(latents).T + self.latent_mean.to(latents)
-
-    @torch.no_grad()
-    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor, axes: torch.Tensor | None = None) -> None:
-        """Store the statistics of the training latents.
-
-        Parameters
-        ----------
-        mean : torch.Tensor
-            Shape (latent_size,).
-        std : torch.Tensor
-            Standard deviation along each axis, shape (latent_size,).
-        axes : torch.Tensor, optional
-            Orthonormal columns, shape (latent_size, latent_size). None: the latents' own dimensions.
-
-        Raises
-        ------
-        ValueError
-            If a shape differs, a value is not finite, a standard deviation is not positive or the axes are not
-            orthonormal.
-        """
-        axes = torch.eye(len(self.latent_mean)).to(self.latent_axes) if axes is None else axes
-        for name, value, buffer in (
-            ("mean", mean, self.latent_mean),
-            ("std", std, self.latent_std),
-            ("axes", axes, self.latent_axes),
-        ):
-            if value.shape != buffer.shape:
-                raise ValueError(f"Latent {name} must have shape {tuple(buffer.shape)}, got {tuple(value.shape)}.")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
-        if bool((std <= 0).any()):
-            raise ValueError("Latent std must be positive in every dimension.")
-        if not torch.allclose(axes.T @ axes, torch.eye(len(axes)).to(axes), atol=1e-3):
-            raise ValueError("Latent axes must be orthonormal.")
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
-        self.latent_axes.copy_(axes)
+        return self.scaler.unstandardize(latents)
 
     def set_record_digests(self, digests: torch.Tensor | Sequence[bytes]) -> None:
         """Store digests of the training records.
@@ -372,6 +460,6 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
                 f"Record digests must be uint8 of shape (N, {RECORD_DIGEST_BYTES}), "
                 f"got {digests.dtype} of shape {tuple(digests.shape)}."
             )
-        self.record_digests = digests.to(self.latent_mean.device)
+        self.record_digests = digests.to(self.scaler.latent_mean.device)
         # The buffer's size is part of the configuration, or the saved weights would not fit at load.
         self.register_to_config(num_record_digests=int(digests.shape[0]))

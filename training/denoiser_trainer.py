@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from difflm.files import atomic_folder, write_json
-from difflm.modeling_denoiser import DiffLMDenoiser, edm_loss_weight
+from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
+from difflm.training.denoiser_losses import edm_losses
 from difflm.training.latents import LatentDataset
 from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler, seeded_generator
 
@@ -125,7 +126,7 @@ class DenoiserTrainer:
         network: torch.nn.Module = denoiser
         network.to(self.device)
         self.denoiser = denoiser
-        self.denoiser.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
+        self.denoiser.scaler.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
         self.sigma_data = denoiser.sigma_data
         self.parameters = dict(denoiser.named_parameters())
         self.optimizer = torch.optim.AdamW(
@@ -326,7 +327,7 @@ class DenoiserTrainer:
         noisy = batch.latents + batch.sigma[:, None] * batch.noise
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
-        return edm_loss_weight(batch.sigma, self.sigma_data) * (denoised - batch.latents).square().mean(dim=1)
+        return edm_losses(denoised, batch.latents, batch.sigma, self.sigma_data)
 
     # Budgets, evaluation, bookkeeping
 

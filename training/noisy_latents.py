@@ -107,7 +107,7 @@ class NoisyLatentSampler:
         drop_all = torch.rand(count, 1, generator=generator) < self.args.label_dropout
         keep_probability = torch.rand(count, 1, generator=generator)
         dropped = drop_all | (torch.rand(count, columns, generator=generator) >= keep_probability)
-        return torch.where(dropped, self.denoiser.null_labels(count), labels)
+        return torch.where(dropped, self.denoiser.network.null_labels(count), labels)
 
     def _examples(
         self, data: LatentDataset, rows: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients, edm_loss_weight
+from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients
+from difflm.training.denoiser_losses import edm_loss_weight
 
 
 def make_denoiser(*, trained: bool = True, **overrides: Any) -> DiffLMDenoiser:
@@ -15,7 +17,7 @@ def make_denoiser(*, trained: bool = True, **overrides: Any) -> DiffLMDenoiser:
     arguments = {"latent_size": 8, "hidden_size": 32, "num_blocks": 2} | overrides
     denoiser = DiffLMDenoiser(**arguments).eval()
     if trained:  # A fresh output layer is zero, which would hide everything before it.
-        torch.nn.init.normal_(denoiser.output_projection.weight, std=0.3)
+        torch.nn.init.normal_(denoiser.network.output_projection.weight, std=0.3)
     return denoiser
 
 
@@ -55,7 +57,7 @@ def test_scalar_and_per_row_noise_levels_agree() -> None:
 def test_missing_labels_are_the_null_classes() -> None:
     denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"])
     noisy = torch.randn(4, 8)
-    null = denoiser.null_labels(4)
+    null = denoiser.network.null_labels(4)
     assert null.tolist() == [[3, 2]] * 4
     torch.testing.assert_close(denoiser.denoise(noisy, 1.0), denoiser.denoise(noisy, 1.0, null))
 
@@ -108,7 +110,7 @@ def test_bad_sizes_are_named(arguments: dict[str, Any], message: str) -> None:
 def test_statistics_standardize_and_come_back() -> None:
     denoiser = make_denoiser()
     latents = torch.randn(1000, 8) * torch.arange(1.0, 9.0) - 3
-    denoiser.set_latent_statistics(latents.mean(0), latents.std(0))
+    denoiser.scaler.set_latent_statistics(latents.mean(0), latents.std(0))
     standardized = denoiser.standardize(latents)
     torch.testing.assert_close(standardized.std(0), torch.ones(8))
     torch.testing.assert_close(standardized.mean(0), torch.zeros(8), atol=1e-5, rtol=0)
@@ -119,7 +121,7 @@ def test_axes_whiten_and_come_back() -> None:
     denoiser = make_denoiser()
     latents = torch.randn(1000, 8) @ torch.randn(8, 8) - 3
     variance, axes = torch.linalg.eigh(torch.cov(latents.T))
-    denoiser.set_latent_statistics(latents.mean(0), variance.sqrt(), axes)
+    denoiser.scaler.set_latent_statistics(latents.mean(0), variance.sqrt(), axes)
     standardized = denoiser.standardize(latents)
     torch.testing.assert_close(torch.cov(standardized.T), torch.eye(8), atol=1e-3, rtol=0)
     torch.testing.assert_close(denoiser.unstandardize(standardized), latents, atol=1e-4, rtol=0)
@@ -139,13 +141,13 @@ def test_bad_statistics_are_refused(
     mean: torch.Tensor, std: torch.Tensor, axes: torch.Tensor | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_denoiser().set_latent_statistics(mean, std, axes)
+        make_denoiser().scaler.set_latent_statistics(mean, std, axes)
 
 
 def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) -> None:
     denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"], sigma_data=0.9)
     axes = torch.linalg.qr(torch.randn(8, 8))[0]
-    denoiser.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0), axes)
+    denoiser.scaler.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0), axes)
     denoiser.set_record_digests([bytes(range(16)), bytes(range(16, 32)), b"\xff" * 16])
     denoiser.save_pretrained(tmp_path)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
@@ -162,15 +164,30 @@ def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) ->
     assert torch.equal(denoiser.denoise(noisy, 0.5, labels), loaded.denoise(noisy, 0.5, labels))
 
 
+def test_a_checkpoint_from_before_the_three_parts_loads(tmp_path: Path) -> None:
+    denoiser = make_denoiser(class_sizes=[3, 2])
+    denoiser.scaler.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0))
+    denoiser.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    flat = {name.removeprefix("network.").removeprefix("scaler."): value for name, value in load_file(weights).items()}
+    assert {"latent_mean", "blocks.0.linear_in.weight", "record_digests"} <= set(flat)
+    save_file(flat, weights, metadata={"format": "pt"})
+    loaded, report = DiffLMDenoiser.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    noisy = torch.randn(4, 8)
+    assert torch.equal(loaded.denoise(noisy, 0.7), denoiser.denoise(noisy, 0.7))
+    assert torch.equal(loaded.unstandardize(noisy), denoiser.unstandardize(noisy))
+
+
 def test_half_precision_keeps_the_statistics_and_digests_exact(tmp_path: Path) -> None:
     denoiser = make_denoiser()
     mean = torch.randn(8)
-    denoiser.set_latent_statistics(mean, torch.ones(8))
+    denoiser.scaler.set_latent_statistics(mean, torch.ones(8))
     denoiser.set_record_digests(torch.full((2, 16), 255, dtype=torch.uint8))
     denoiser.save_pretrained(tmp_path)
     loaded = DiffLMDenoiser.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
-    assert loaded.input_projection.weight.dtype == torch.bfloat16
-    assert torch.equal(loaded.latent_mean, mean)
+    assert loaded.network.input_projection.weight.dtype == torch.bfloat16
+    assert torch.equal(loaded.scaler.latent_mean, mean)
     assert torch.equal(loaded.record_digests, denoiser.record_digests)
     noisy = torch.randn(4, 8)
     torch.testing.assert_close(loaded.denoise(noisy, 1.0), denoiser.denoise(noisy, 1.0), atol=0.1, rtol=0)

@@ -85,8 +85,8 @@ def sample_gaussian(scheduler: Any, num: int = 6000, **arguments: Any) -> torch.
 def tiny_denoiser(**overrides: Any) -> DiffLMDenoiser:
     torch.manual_seed(0)
     denoiser = DiffLMDenoiser(**({"latent_size": 6, "hidden_size": 32, "num_blocks": 2} | overrides))
-    torch.nn.init.normal_(denoiser.output_projection.weight, std=0.3)
-    denoiser.set_latent_statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
+    torch.nn.init.normal_(denoiser.network.output_projection.weight, std=0.3)
+    denoiser.scaler.set_latent_statistics(torch.arange(6.0), torch.arange(1.0, 7.0))
     return denoiser
 
 
@@ -312,7 +312,7 @@ def test_callback_sees_and_replaces_latents_and_progress_counts_steps() -> None:
     )
     assert calls == [(step, rows) for rows in (range(0, 3), range(3, 5)) for step in range(5)]
     assert totals == [10] and len(updates) == 10
-    torch.testing.assert_close(latents, denoiser.latent_mean.expand(5, 6))  # Zeroed in the last step.
+    torch.testing.assert_close(latents, denoiser.scaler.latent_mean.expand(5, 6))  # Zeroed in the last step.
 
 
 def test_no_rows_is_no_error() -> None:

@@ -91,21 +91,22 @@ def test_every_parameter_moves_and_the_statistics_are_those_of_the_training_late
         assert not torch.equal(value, before[name]), name
     data = trainer.train_data
     assert data.log_variance is not None
-    torch.testing.assert_close(denoiser.latent_mean, data.mean.mean(0))
+    torch.testing.assert_close(denoiser.scaler.latent_mean, data.mean.mean(0))
     covariance = torch.cov(data.mean.T, correction=0) + data.log_variance.exp().mean(0).diag()
-    scaled = denoiser.latent_axes * denoiser.latent_std
+    axes = denoiser.scaler.latent_axes
+    scaled = axes * denoiser.scaler.latent_std
     torch.testing.assert_close(scaled @ scaled.T, covariance)
-    torch.testing.assert_close(denoiser.latent_axes.T @ denoiser.latent_axes, torch.eye(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(4), atol=1e-5, rtol=0)
 
 
 def test_latents_that_vary_together_are_standardized_along_their_axes() -> None:
     factor = torch.tensor([[1.0, 0.0], [1.0, 0.05], [2.0, 0.0], [0.0, 0.05]])
     data = LatentDataset(mean=torch.randn(5000, 2) @ factor.T + 1e-4 * torch.randn(5000, 4))
     denoiser = make_denoiser()
-    denoiser.set_latent_statistics(*data.statistics(sample_posterior=False))
+    denoiser.scaler.set_latent_statistics(*data.statistics(sample_posterior=False))
     whitened = denoiser.standardize(data.mean)
     # Two of the four axes hold rounding errors alone: their deviation is a thousandth of the largest, no less.
-    assert float(denoiser.latent_std.min()) == pytest.approx(1e-3 * float(denoiser.latent_std.max()))
+    assert float(denoiser.scaler.latent_std.min()) == pytest.approx(1e-3 * float(denoiser.scaler.latent_std.max()))
     torch.testing.assert_close(torch.cov(whitened.T)[2:, 2:], torch.eye(2), atol=1e-2, rtol=0)
     assert float(whitened[:, :2].std()) < 0.2
     torch.testing.assert_close(denoiser.unstandardize(whitened), data.mean, atol=1e-5, rtol=0)
@@ -135,9 +136,9 @@ def test_products_are_bf16_where_the_hardware_has_them(
 ) -> None:
     monkeypatch.setattr(denoiser_trainer, "multiplies_bf16", lambda device: fast)
     denoiser = make_denoiser()
-    torch.nn.init.normal_(denoiser.output_projection.weight)
+    torch.nn.init.normal_(denoiser.network.output_projection.weight)
     dtypes = set()
-    denoiser.output_projection.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    denoiser.network.output_projection.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     trainer = DenoiserTrainer(denoiser, make_arguments(bf16=asked), make_latents())
     loss = trainer.evaluate()
     assert dtypes == {torch.bfloat16 if fast and asked else torch.float32}
@@ -352,7 +353,7 @@ def test_evaluation_is_repeatable_and_leaves_training_weights_alone() -> None:
 def test_a_diverged_loss_is_reported_with_its_step() -> None:
     trainer = DenoiserTrainer(make_denoiser(), make_arguments(), make_latents())
     with torch.no_grad():
-        trainer.denoiser.output_projection.bias.fill_(float("inf"))
+        trainer.denoiser.network.output_projection.bias.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"step 1: lower learning_rate"):
         trainer.train()
 
@@ -481,7 +482,7 @@ def test_the_script_trains_and_saves_a_loadable_denoiser(tmp_path: Path, capsys:
     assert "Best validation loss" in capsys.readouterr().out
     loaded = DiffLMDenoiser.from_pretrained(tmp_path / "out")
     assert loaded.config.class_names == ["mode"] and loaded.record_digests.shape == (40, 16)
-    assert float(loaded.latent_std.max()) > 2
+    assert float(loaded.scaler.latent_std.max()) > 2
     result = json.loads((tmp_path / "out" / "training_result.json").read_text(encoding="utf-8"))
     assert result["steps"] == 4 and result["history"][-1]["step"] == 4
 
