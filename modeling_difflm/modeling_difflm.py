@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,6 +95,25 @@ def multiplies_bf16(device: torch.device) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
         return any(getattr(torch.cpu, name, bool)() for name in checks)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+class DecoderLock:
+    """Lets one thread at a time use a decoder, whichever models share it; may be entered again by its thread.
+
+    It is an attribute of the decoder; a copy of the decoder, and one that was pickled, gets a lock of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
 
 
 class DiffLMConfig(PreTrainedConfig):
@@ -773,6 +793,11 @@ class DiffLMModel(PreTrainedModel):
             raise RuntimeError("This DiffLMModel has no decoder: load it with from_pretrained or attach_decoder.")
         return self.decoder
 
+    @property
+    def decoder_lock(self) -> Any:
+        """Held while the decoder is used, since hooks and caches belong to one call: ``with model.decoder_lock:``."""
+        return vars(self._decoder).setdefault("difflm_lock", DecoderLock())
+
     def encode(self, input_ids: Tensor, attention_mask: Tensor, feature_values: Tensor | None = None) -> Posterior:
         """Encode records, tokenised by the encoder's tokenizer (``[batch, tokens]`` each), to posteriors.
 
@@ -850,7 +875,7 @@ class DiffLMModel(PreTrainedModel):
         # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
         cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
         narrowed = contextlib.nullcontext() if candidates is None else candidates.narrowed(self._decoder)
-        with narrowed, bias_tokens(self._decoder, injection):
+        with self.decoder_lock, narrowed, bias_tokens(self._decoder, injection):
             inputs_embeds = self._decoder.get_input_embeddings()(self._fed(labels))
             if injection.prefix_embeds is not None:
                 inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
@@ -966,7 +991,7 @@ class DiffLMModel(PreTrainedModel):
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
         bos = torch.full((len(latents), 1), self._bos, device=_embedding_weight(self._decoder).device)
-        with bias_tokens(self._decoder, injection):
+        with self.decoder_lock, bias_tokens(self._decoder, injection):
             inputs_embeds = embeddings(bos)
             if injection.prefix_embeds is not None:
                 inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)

@@ -28,20 +28,21 @@ from .acceptance import acceptance_checks
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
+from .decode_rows import decode_rows
 from .errors import RecordParseError
-from .fast_decoding import decode_rows, supports
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
 from .json_values import plain_json  # noqa: F401
 from .kind_base import ColumnKind  # noqa: F401
 from .latent_sampling import sample_latents
 from .number_kinds import IntegerKind  # noqa: F401
 from .outputs import DiffLMPipelineOutput, SamplingReport
+from .packed_attention import supports
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
 from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
-from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options, choose_tokens
+from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options
 from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401
 from .vocabulary import tokenize_segment  # noqa: F401
@@ -335,7 +336,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     ) -> list[str]:
         """Write one text per latent."""
         batch_size = batch_size or self.default_batch_size()
-        fast = fast and supports(self.autoencoder.decoder)
+        with self.autoencoder.decoder_lock:
+            fast = fast and supports(self.autoencoder.decoder)
         given_texts = None
         if given is not None:
             given_texts = [
@@ -351,18 +353,18 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             chunk_latents = latents[rows].to(self.autoencoder.device)
             row_given = None if given_texts is None else given_texts[rows]
             if fast:
-                tokens = decode_rows(
-                    self.autoencoder.decoder,
-                    self.autoencoder.inject(chunk_latents),
-                    constraint,
-                    randoms[rows],
-                    choose=choose_tokens,
-                    given_texts=row_given,
-                    batch_size=batch_size,
-                    max_new_tokens=most_tokens,
-                    on_rows_done=on_rows_done,
-                    **sampling,
-                )
+                with self.autoencoder.decoder_lock:
+                    tokens = decode_rows(
+                        self.autoencoder.decoder,
+                        self.autoencoder.inject(chunk_latents),
+                        constraint,
+                        randoms[rows],
+                        given_texts=row_given,
+                        batch_size=batch_size,
+                        max_new_tokens=most_tokens,
+                        on_rows_done=on_rows_done,
+                        **sampling,
+                    )
             else:
                 processor = RecordLogitsProcessor(constraint, randoms[rows], given_texts=row_given, **sampling)
                 tokens = self.autoencoder.generate(

@@ -13,7 +13,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from difflm.files import atomic_file, write_text
-from difflm.pipelines.fast_decoding import supports
+from difflm.pipelines.packed_attention import supports
 from difflm.training.evaluation.tables import subsample
 
 

@@ -11,7 +11,7 @@ import torch
 
 from difflm.pipelines import pipeline_difflm
 from difflm.pipelines.conditions import ConditionError
-from difflm.pipelines.fast_decoding import decode_rows
+from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,11 +22,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.cache_utils import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from difflm.modeling_difflm import DiffLMConfig, Injection, RecordDraft, bias_tokens
-from difflm.pipelines.fast_decoding import UnsupportedDecoderError, _split, decode_rows, supports
+from difflm.pipelines.decode_rows import decode_rows
+from difflm.pipelines.packed_attention import ATTENTION_NAME, UnsupportedDecoderError, _split, packed, supports
 from difflm.pipelines.record_grammar import RecordConstraint
-from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom, choose_tokens
+from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom
 from difflm.pipelines.value_grammars import ValueSpec
 
 
@@ -156,7 +161,7 @@ def test_same_tokens_as_generate(
     expected = reference(decoder, injection, RecordLogitsProcessor(constraint, randoms(), **options), 100)
     for batch_size in (1, 5, 64):
         found = decode_rows(
-            decoder, injection, constraint, randoms(), choose=choose_tokens, batch_size=batch_size, **options
+            decoder, injection, constraint, randoms(), batch_size=batch_size, **options
         )
         assert found == expected
     assert len({constraint.text(row) for row in expected}) == ROWS
@@ -167,7 +172,7 @@ def test_a_decoder_that_always_gives_all_logits(constraint: RecordConstraint) ->
     decoder = make_decoder("granite")
     injection = make_injection("draft", decoder)
     injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
-    expected = decode_rows(decoder, injection, constraint, randoms(), choose=choose_tokens)
+    expected = decode_rows(decoder, injection, constraint, randoms())
     whole = decoder.forward
 
     def forward(input_ids=None, inputs_embeds=None, position_ids=None, past_key_values=None, use_cache=None):
@@ -180,7 +185,7 @@ def test_a_decoder_that_always_gives_all_logits(constraint: RecordConstraint) ->
         )
 
     decoder.forward = forward
-    assert decode_rows(decoder, injection, constraint, randoms(), choose=choose_tokens) == expected
+    assert decode_rows(decoder, injection, constraint, randoms()) == expected
 
 
 def test_same_tokens_as_generate_without_constraint(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
@@ -192,7 +197,6 @@ def test_same_tokens_as_generate_without_constraint(llama: PreTrainedModel, cons
         injection,
         constraint,
         randoms(),
-        choose=choose_tokens,
         constrained=False,
         temperature=0.5,
         batch_size=5,
@@ -209,7 +213,7 @@ def test_the_injection_decides_the_row(llama: PreTrainedModel, constraint: Recor
     decoded = []
     for injection in (first, second):
         same = [RowRandom(0, 0) for _ in range(ROWS)]
-        decoded.append(decode_rows(llama, injection, constraint, same, choose=choose_tokens))
+        decoded.append(decode_rows(llama, injection, constraint, same))
     assert decoded[1] == decoded[0][-1:] + decoded[0][:-1]
     assert len({tuple(row) for row in decoded[0]}) > 1
 
@@ -223,7 +227,6 @@ def test_given_cells_hold_and_finished_rows_are_reported(llama: PreTrainedModel,
         make_injection("embedding", llama),
         constraint,
         randoms(),
-        choose=choose_tokens,
         given_texts=given,
         batch_size=4,
         on_rows_done=done.append,
@@ -237,7 +240,7 @@ def test_given_cells_hold_and_finished_rows_are_reported(llama: PreTrainedModel,
 
 def test_records_are_cut_at_max_new_tokens(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
     found = decode_rows(
-        llama, make_injection("embedding", llama), constraint, randoms(), choose=choose_tokens, max_new_tokens=20
+        llama, make_injection("embedding", llama), constraint, randoms(), max_new_tokens=20
     )
     assert [len(row) for row in found] == [20] * ROWS
 
@@ -247,35 +250,60 @@ def test_only_choices_cost_a_pass(llama: PreTrainedModel, constraint: RecordCons
     handle = llama.model.register_forward_hook(lambda module, args, output: passes.append(1))
     given = [{"age": "7", "note": '"a"', "x": "0.25"}]  # two choices are left at most: "Ro|Os", then "m|e"
     decode_rows(
-        llama, make_injection("embedding", llama, 1), constraint, randoms(1), choose=choose_tokens, given_texts=given
+        llama, make_injection("embedding", llama, 1), constraint, randoms(1), given_texts=given
     )
     handle.remove()
     assert len(passes) in (1, 2)
 
 
 def test_the_decoder_is_left_as_it_was(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
-    before = (llama.config._attn_implementation, llama.training)
-    with pytest.raises(RuntimeError, match="stop"):
-        decode_rows(llama, make_injection("embedding", llama), constraint, randoms(), choose=_stop)
-    assert (llama.config._attn_implementation, llama.training) == before
+    before = {name: dict(vars(module)) for name, module in llama.named_modules()}
+    config = llama.config.to_dict()
+    failing = [*randoms(ROWS - 1), SimpleNamespace(uniform=lambda: 1 / 0)]
+    with pytest.raises(ZeroDivisionError):
+        decode_rows(llama, make_injection("embedding", llama), constraint, failing)
+    assert {name: vars(module) for name, module in llama.named_modules()} == before
+    assert llama.config.to_dict() == config
+    assert llama.config._attn_implementation == "sdpa"
 
 
-def _stop(*args: object, **kwargs: object) -> list[int]:
-    raise RuntimeError("stop")
+def test_a_decoder_is_packed_once_at_a_time(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    with packed(llama, 2), pytest.raises(RuntimeError, match="decoding already: hold its lock"):
+        decode_rows(llama, make_injection("embedding", llama), constraint, randoms())
+
+
+def test_the_attention_belongs_to_one_decoder(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    """Another model of the same configuration object, and another owner of the name, change nothing."""
+    injection = make_injection("kv_memory", llama)
+    expected = decode_rows(llama, injection, constraint, randoms())
+    twin = LlamaForCausalLM(llama.config).eval()
+    tokens = torch.arange(9)[None]
+    before = twin(tokens).logits
+    registered = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    specification = importlib.util.find_spec("difflm.pipelines.packed_attention")
+    other = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(other)
+    assert ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] is not registered
+    seen = []
+    found = decode_rows(
+        llama, injection, constraint, randoms(), on_rows_done=lambda count: seen.append(twin(tokens).logits)
+    )
+    assert found == expected
+    assert seen and all(torch.equal(logits, before) for logits in seen)
 
 
 def test_a_decoder_with_other_attention_is_refused(constraint: RecordConstraint) -> None:
     gemma = make_decoder("gemma2")
     assert not supports(gemma)
     with pytest.raises(UnsupportedDecoderError, match="Gemma2ForCausalLM.*fast=False"):
-        decode_rows(gemma, Injection(token_bias=torch.zeros(1, 1, 32)), constraint, randoms(1), choose=choose_tokens)
+        decode_rows(gemma, Injection(token_bias=torch.zeros(1, 1, 32)), constraint, randoms(1))
 
 
 def test_no_rows_and_no_batch(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
     nothing = Injection(token_bias=torch.zeros(0, 1, 32))
-    assert decode_rows(llama, nothing, constraint, [], choose=choose_tokens) == []
+    assert decode_rows(llama, nothing, constraint, []) == []
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
-        decode_rows(llama, nothing, constraint, [], choose=choose_tokens, batch_size=0)
+        decode_rows(llama, nothing, constraint, [], batch_size=0)
 
 
 def test_long_runs_are_padded_apart() -> None:
