@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .errors import RecordParseError, SchemaError
+from .patterns import PatternError, compiled, matches
 from .values import clean_text, date_text, is_missing, shown
 
 
@@ -90,9 +90,10 @@ _BOUNDS: dict[str, Any] = {
 
 def _matches(value: str, pattern: str) -> bool:
     try:
-        return re.search(pattern, value) is not None
-    except re.error:  # JSON Schema takes JavaScript's regular expressions, a few of which Python does not know
+        compiled(pattern)
+    except PatternError:  # JSON Schema takes JavaScript's regular expressions, a few of which Python does not know
         return True
+    return matches(pattern, value)
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -37,6 +37,7 @@ from .latent_sampling import sample_latents
 from .number_kinds import IntegerKind  # noqa: F401
 from .outputs import DiffLMPipelineOutput, SamplingReport
 from .packed_attention import supports
+from .patterns import matches  # noqa: F401
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema

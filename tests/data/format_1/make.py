@@ -93,12 +93,12 @@ def flat_table() -> pd.DataFrame:
     kinds = ["ünï", "cat", "dog, big"]
     return pd.DataFrame(
         {
-            "kind": pd.Categorical(rng.choice(kinds, rows), kinds, ordered=True),
             "age": rng.integers(-3, 2000, rows),
             "weight": weight,
             "share": (rng.random(rows) ** 4).round(5).astype("float32"),
             "legs": pd.array(rng.choice([2, 4], rows), dtype="Int8"),
             "tame": pd.array(np.where(rng.random(rows) < 0.2, None, rng.random(rows) < 0.7), dtype="boolean"),
+            "kind": pd.Categorical(rng.choice(kinds, rows), kinds, ordered=True),
             "born": days,
             "seen": seen.where(rng.random(rows) < 0.9),
             "note": ["".join(rng.choice(list('ab ,"\n'), rng.integers(1, 9))) for _ in range(rows)],
