@@ -160,7 +160,12 @@ def main() -> None:
     for name, data in (("values", flat), ("json", nested), ("text", None)):
         folder = HERE / name
         shutil.rmtree(folder, ignore_errors=True)
-        pipe = text_pipeline(models_folder, folder) if data is None else fitted(name, data, models_folder, folder)
+        if data is None:
+            text_pipeline(models_folder, folder)
+        else:
+            fitted(name, data, models_folder, folder)
+        # As saved: the order of nested keys was lost on the way.
+        pipe = DiffLMPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
         asked[name]["rows"] = rows = pipe.schema.to_records(asked[name]["rows"])
         texts[name] = sampled(pipe, rows, asked[name]["condition"], asked[name]["given"])
@@ -176,7 +181,7 @@ def main() -> None:
     (HERE / "sampled.json").write_text(content + "\n", encoding="utf-8")
 
 
-def fitted(name: str, data: Any, models_folder: Path, folder: Path) -> DiffLMPipeline:
+def fitted(name: str, data: Any, models_folder: Path, folder: Path) -> None:
     columns = name == "values"
     preset = Preset(
         encoder=str(models_folder / "encoder"),
@@ -191,10 +196,10 @@ def fitted(name: str, data: Any, models_folder: Path, folder: Path) -> DiffLMPip
         column_features=columns,
         column_embeddings=columns,
     )
-    return fit(data, folder, preset=preset, training_kwargs={"latent_warmup_steps": 20}, show_progress=False)
+    fit(data, folder, preset=preset, training_kwargs={"latent_warmup_steps": 20}, show_progress=False)
 
 
-def text_pipeline(models_folder: Path, folder: Path) -> DiffLMPipeline:
+def text_pipeline(models_folder: Path, folder: Path) -> None:
     """Of raw texts, which `fit` did not take."""
     torch.manual_seed(1)
     encoder, decoder = (str(models_folder / name) for name in ("encoder", "decoder"))
@@ -209,7 +214,6 @@ def text_pipeline(models_folder: Path, folder: Path) -> DiffLMPipeline:
         max_new_tokens=90,
     )
     pipe.save_pretrained(folder)
-    return pipe
 
 
 if __name__ == "__main__":
