@@ -165,6 +165,15 @@ def test_nothing_is_pickled(path):
     assert not picklers & calls, "weights are safetensors, all else JSON or text"
 
 
+@pytest.mark.parametrize("path", [path for path in EVERYTHING if "tests" not in path.parts], ids=relative)
+def test_one_place_chooses_the_device(path):
+    if relative(path) in ("modeling_difflm/devices.py", "modeling_difflm/modeling_difflm.py"):
+        return
+    asked = {ast.unparse(node.func) for node in nodes(path, ast.Call)}
+    asked &= {"torch.cuda.is_available", "torch.backends.mps.is_available"}
+    assert not asked, "difflm.devices.choose_device knows where models run"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_files_stay_short(path):
     length = len(path.read_text(encoding="utf-8").splitlines())

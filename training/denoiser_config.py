@@ -64,7 +64,7 @@ class DenoiserTrainingArguments:
     )
     seed: int = field(default=0, metadata={"help": "Seed of the split, the order and the noise."})
     bf16: bool = field(default=True, metadata={"help": "Mixed precision, where the hardware multiplies bf16."})
-    device: str | None = field(default=None, metadata={"help": "Torch device. None: CUDA if available, else CPU."})
+    device: str | None = field(default=None, metadata={"help": "Torch device. None: CUDA, else MPS, else the CPU."})
     show_progress: bool = field(default=True, metadata={"help": "Show a bar with rate, ETA and losses."})
 
     def __post_init__(self) -> None:

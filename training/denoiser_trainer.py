@@ -20,6 +20,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from difflm.devices import choose_device
 from difflm.files import atomic_folder, write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.modeling_difflm import multiplies_bf16
@@ -115,7 +116,7 @@ class DenoiserTrainer:
     ) -> None:
         self.args = args
         self.clock = clock
-        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(args.device)
         self.bf16 = args.bf16 and multiplies_bf16(self.device)
         if validation_data is None:
             train_data, validation_data = self._split(train_data)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, ProgressCallback
 
-from difflm.modeling_difflm import DiffLMModel, compute_device, multiplies_bf16, resolve_source
+from difflm.devices import choose_device
+from difflm.modeling_difflm import DiffLMModel, multiplies_bf16, resolve_source
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.vocabulary import tokenize_segment
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
@@ -75,7 +76,7 @@ def resolve_settings(
 def _default_batch_size() -> int:
     # Few steps fit into the minutes of a slow processor, and more of them teach more than larger ones: penguins in
     # 8 minutes, nats of a held-out record by batches of 16, 8, 4: 21.0, 18.8, 18.5; shoppers in 45: 66.5, 60.9.
-    device = compute_device()
+    device = choose_device()
     return 8 if device.type == "cpu" and not multiplies_bf16(device) else 16
 
 
@@ -113,9 +114,7 @@ def load_model(
             if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
                 options = draft_options(records, schema, tokenizers[1], separators, MAX_EMBEDDED_COLUMNS) | options
         model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return model, tokenizers
+    return model.to(choose_device()), tokenizers
 
 
 def _column_options(schema: RecordSchema, tokenizer: Any) -> dict[str, Any]:

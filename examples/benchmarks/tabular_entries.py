@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from difflm.devices import choose_device
 from difflm.files import write_json
 from difflm.training.hardware import hardware
 from difflm.training.versions import installed_versions
@@ -44,7 +45,4 @@ def save(arguments: argparse.Namespace, entry: dict[str, Any]) -> None:
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
     versions = {"python": platform.python_version()} | installed_versions(PACKAGES)
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {"versions": versions, "hardware": hardware(device)}
+    return {"versions": versions, "hardware": hardware(choose_device())}

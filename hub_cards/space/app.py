@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def load_pipeline(name: str) -> Any:
 
         # The Space's owner names the repository, in a file of the Space.
         pipeline = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
+    # Published code knows the best device as well as the installed one.
+    model_code = sys.modules[type(pipeline.autoencoder).__module__]
+    pipeline.to(os.environ.get("DIFFLM_DEVICE") or model_code.compute_device())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

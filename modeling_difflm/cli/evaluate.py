@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter
+from difflm.cli.options import HelpFormatter, add_device_options, load_pipeline
 
 
 ATTACKS = ("singling_out", "linkability", "inference")
@@ -73,6 +73,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace an evaluation that is already in DIR (default: refuse)"
     )
+    add_device_options(command)
     command.set_defaults(run=run, interrupted=interrupted)
 
 
@@ -149,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(target, result.to_dict(), indent=2)
     # After the figures are safe: what a page cannot show must not cost them.
-    latents = latent_pair(arguments.pipeline, real, synthetic) if arguments.pipeline else None
+    latents = latent_pair(load_pipeline(arguments), real, synthetic) if arguments.pipeline else None
     report = write_evaluation_report(folder / "report.html", result, real, synthetic, spec, latents=latents)
     width = max(map(len, result.figures))
     for name, figure in result.figures.items():

@@ -3,6 +3,7 @@
 import argparse
 import errno
 from pathlib import Path
+from typing import Any
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -51,3 +52,30 @@ def check_pipeline(pipeline: str) -> Path:
             errno.ENOENT, "no fitted pipeline here (no model_index.json); run `difflm fit` first", pipeline
         )
     return folder
+
+
+def add_device_options(command: Any) -> None:
+    """Add where a command runs its models."""
+    command.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, mps; auto is the best of this machine, and under torchrun a GPU for each process",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the frozen language model; auto is the one it was fitted with, or what the hardware multiplies",
+    )
+
+
+def load_pipeline(arguments: argparse.Namespace) -> Any:
+    """Load a command's pipeline, in the dtype and on the device that its options name."""
+    from difflm.devices import choose_decoder_dtype, choose_device
+    from difflm.pipelines import DiffLMPipeline
+
+    device = choose_device(arguments.device)
+    dtype = choose_decoder_dtype(device, arguments.dtype)
+    options = {} if dtype is None else {"decoder_dtype": dtype}
+    return DiffLMPipeline.from_pretrained(arguments.pipeline, **options).to(device)

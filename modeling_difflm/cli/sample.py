@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, check_pipeline, positive_float, positive_int, probability, temperature
+from difflm.cli.options import (
+    HelpFormatter,
+    add_device_options,
+    check_pipeline,
+    load_pipeline,
+    positive_float,
+    positive_int,
+    probability,
+    temperature,
+)
 
 
 def condition_pair(text: str) -> tuple[str, str]:
@@ -114,6 +123,7 @@ def add_command(commands: Any) -> None:
         help="let the language model write freely and reject what is no record "
         "(default: only tokens that keep the record valid are allowed)",
     )
+    add_device_options(sample)
     sample.set_defaults(run=run, interrupted=interrupted)
 
 
@@ -130,9 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if to_folder else check_output(arguments.output, overwrite=arguments.overwrite)
     if Path(arguments.pipeline).exists():
         check_pipeline(arguments.pipeline)
-    from difflm.pipelines import DiffLMPipeline
-
-    pipe = DiffLMPipeline.from_pretrained(arguments.pipeline)
+    pipe = load_pipeline(arguments)
     options = {
         "batch_size": arguments.batch_size,
         "max_attempts": arguments.max_attempts,
@@ -166,7 +174,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     """Write parquet shards; under ``accelerate launch`` each process writes its share."""
-    import torch
     from accelerate import PartialState
     from tqdm.auto import tqdm
 
@@ -174,10 +181,8 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
 
     index, count = 0, 1
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState(cpu=not torch.cuda.is_available())
+        state = PartialState(cpu=pipe.device.type != "cuda")
         index, count = state.process_index, state.num_processes
-        if state.device.type == "cuda":
-            pipe.to(state.device)
     label = "Sampling" if count == 1 else f"Sampling (process {index + 1} of {count})"
     total = sum(
         min(arguments.shard_size, arguments.num_samples - start)

@@ -26,6 +26,9 @@ def add_command(commands: Any) -> None:
     space.add_argument(
         "--reference", metavar="TABLE", help="real records, CSV or parquet, to plot against (default: no plots)"
     )
+    space.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps; auto is the best of this machine"
+    )
     space.set_defaults(run=run)
 
 
@@ -43,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ImportError("The app needs Gradio: `pip install difflm[space]`.") from error
+    from difflm.devices import choose_device
+
+    os.environ["DIFFLM_DEVICE"] = str(choose_device(arguments.device))
     # The very file that a Space runs.
     with as_file(files("difflm.hub_cards").joinpath("space", "app.py")) as app:
         sys.argv = [str(app)]

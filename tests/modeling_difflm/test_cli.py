@@ -46,7 +46,11 @@ class FakePipeline:
 
     def __init__(self, records=RECORDS):
         self.records = records
-        self.calls = []
+        self.calls, self.loaded = [], []
+
+    def to(self, device):
+        self.device = device
+        return self
 
     def __call__(self, **keywords):
         self.calls.append(keywords)
@@ -56,7 +60,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch):
     pipe = FakePipeline()
-    stand_in = types.SimpleNamespace(from_pretrained=lambda source: pipe)
+    stand_in = types.SimpleNamespace(from_pretrained=lambda source, **options: pipe.loaded.append(options) or pipe)
     module = types.ModuleType("difflm.pipelines.pipeline_difflm")
     module.DiffLMPipeline = stand_in
     monkeypatch.setitem(sys.modules, "difflm.pipelines.pipeline_difflm", module)

@@ -72,14 +72,16 @@ class _LanguageBaseline(Baseline):
 
     @property
     def _bf16(self) -> bool:
-        from difflm.modeling_difflm import compute_device, multiplies_bf16
+        from difflm.devices import choose_device
+        from difflm.modeling_difflm import multiplies_bf16
 
-        return multiplies_bf16(compute_device())
+        return multiplies_bf16(choose_device())
 
     def _load(self, dtype: str | None = None) -> tuple[Any, Any]:
         import torch
         from transformers import AutoTokenizer
 
+        from difflm.devices import choose_device
         from difflm.modeling_difflm import load_decoder, resolve_source
 
         torch.manual_seed(self.seed)
@@ -89,7 +91,7 @@ class _LanguageBaseline(Baseline):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         model: Any = load_decoder(self.decoder, decoder_dtype=dtype)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+        return model.to(choose_device()), tokenizer
 
     def _record_schema(self, record_format: str) -> Any:
         from difflm.pipelines.record_schema import RecordSchema
@@ -208,6 +210,8 @@ class GReaT(_LanguageBaseline):
         from be_great import great as library
         from transformers import TrainerCallback
 
+        from difflm.devices import choose_device
+
         # Whole numbers are written without ".0", also in columns with missing cells.
         numbers = self.table.select_dtypes("number").convert_dtypes()
         rows = self.table.assign(**{name: numbers[name] for name in numbers})
@@ -257,7 +261,7 @@ class GReaT(_LanguageBaseline):
                 logging_steps=10,
                 save_strategy="no",
                 bf16=self._bf16,
-                use_cpu=not torch.cuda.is_available(),
+                use_cpu=choose_device().type == "cpu",
                 disable_tqdm=True,
             )
             target = self.spec.target if self.spec.task == "classification" else None

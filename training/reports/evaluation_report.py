@@ -73,14 +73,11 @@ def _mapped(rows: Any) -> Any:
 
 
 def latent_pair(
-    pipeline: str, real: pd.DataFrame, synthetic: pd.DataFrame
+    pipeline: Any, real: pd.DataFrame, synthetic: pd.DataFrame
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Encode rows of both tables with a fitted pipeline; each array has the shape (rows, latent size)."""
-    from difflm.pipelines import DiffLMPipeline
-
-    pipe = DiffLMPipeline.from_pretrained(pipeline)
     tables = (_mapped(table) for table in (real, synthetic))
-    first, second = (pipe.encode(pipe.schema.to_records(table)).cpu().float().numpy() for table in tables)
+    first, second = (pipeline.encode(pipeline.schema.to_records(table)).cpu().float().numpy() for table in tables)
     return first, second
 
 
