@@ -99,7 +99,8 @@ def test_evaluate_encodes_on_the_gpu(spy, two_gpus):
     from difflm.cli.command import build_parser
     from difflm.cli.options import load_pipeline
 
-    words = ["evaluate", *["--real", "a.csv", "--synthetic", "b.csv", "-o", "out", "--pipeline", "x", "--device", "cuda:0"]]
+    words = ["evaluate", "--real", "a.csv", "--synthetic", "b.csv", "-o", "out"]
+    words += ["--pipeline", "x", "--device", "cuda:0"]
     with pytest.raises(ValueError, match="far enough"):
         load_pipeline(build_parser().parse_args(words))
     assert spy.moved == torch.device("cuda:0")
