@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from difflm.files import read_json
 from difflm.pipelines.sharded_sampling import read_report, read_run
-from difflm.training.evaluation.titles import titled
+from difflm.training.evaluation.registry import FIGURES, titled
 
 
 TEMPLATES = "difflm.hub_cards"
@@ -32,7 +32,6 @@ CITATION = """\
   year      = {2025},
   url       = {https://arxiv.org/abs/2411.03250}
 }"""
-PRIVACY_FIGURES = ("dcr", "copy", "singling_out", "linkability", "inference")
 
 
 def model_card(
@@ -110,7 +109,7 @@ def model_card(
         training=_training_rows(log, autoencoder, denoiser),
         plots=_plot_training(folder, log) if plots and log else [],
         figures=[_figure_row(name, value) for name, value in figures.items()],
-        privacy=any(name.startswith(PRIVACY_FIGURES) for name in figures),
+        privacy=any(name in FIGURES and FIGURES[name].private for name in figures),
         num_digests=denoiser.get("num_record_digests") or 0,
         citation=CITATION,
     )

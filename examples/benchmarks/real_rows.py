@@ -20,7 +20,7 @@ from tabular_entries import RESULTS
 from tabular_table import DATASETS
 
 from difflm.files import write_json
-from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.efficiency import machine_learning_efficiency
 from difflm.training.evaluation.tables import TableSpec, prepare
 
 

@@ -11,9 +11,10 @@ from tabular_entries import entry_path, environment, kept_rows
 from tabular_quantity import quantity
 from tabular_table import HEADLINES, LANGUAGE_METHODS, PRIOR_METHODS
 
-from difflm.training.evaluation.distributions import copies
-from difflm.training.evaluation.figures import Evaluation, evaluate_tables
-from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.copies import copies
+from difflm.training.evaluation.efficiency import machine_learning_efficiency
+from difflm.training.evaluation.figures import evaluate_tables
+from difflm.training.evaluation.metric import Evaluation
 from difflm.training.evaluation.privacy import AttackUnavailableError, attack_library
 from difflm.training.evaluation.tables import TableSpec
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from difflm.training.evaluation.figures import Evaluation
-from difflm.training.evaluation.learning import machine_learning_efficiency
+from difflm.training.evaluation.efficiency import machine_learning_efficiency
+from difflm.training.evaluation.metric import Evaluation
 from difflm.training.evaluation.tables import TableSpec, subsample
 
 

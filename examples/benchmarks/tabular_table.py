@@ -9,6 +9,8 @@ from typing import Any
 
 from tabular_quantity import quantity_table
 
+from difflm.training.evaluation import registry
+
 
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
@@ -16,29 +18,7 @@ METHODS = (
     "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm",
 )  # fmt: skip
 # Figure to heading and decimals.
-FIGURES = {
-    "shape_error": ("shape error %", 2),
-    "shape_error_of_holdout": ("shape floor %", 2),
-    "trend_error": ("trend error %", 2),
-    "trend_error_of_holdout": ("trend floor %", 2),
-    "mle": ("MLE", 3),
-    "detection_auc": ("detection AUC, XGBoost", 3),
-    "detection_auc_holdout": ("detection AUC beside unseen rows", 3),
-    "detection_score": ("detection score, XGBoost", 3),
-    "detection_auc_logistic": ("detection AUC, logistic", 3),
-    "alpha_precision": ("alpha-precision", 3),
-    "beta_recall": ("beta-recall", 3),
-    "dcr_share": ("DCR share %", 1),
-    "dcr_share_of_copies": ("of copies", 1),
-    "copy_rate": ("copies", 4),
-    "duplicate_rate": ("duplicates", 4),
-    "missing_rate_error": ("missing-rate error", 2),
-    "singling_out_risk": ("singling-out risk", 3),
-    "linkability_risk": ("linkability risk", 3),
-    "inference_risk": ("inference risk", 3),
-    "fitting_rate": ("fitting rows", 3),
-    "validity_rate": ("valid texts", 3),
-}
+FIGURES = {name: (figure.heading, figure.digits) for name, figure in registry.FIGURES.items() if figure.heading}
 LANGUAGE_METHODS = ("great", "icl", "lora_lm")
 BESIDE = """Their fits and their sampling have the same minutes, or more on a processor without bf16 products (see
 "hardware" below). In these DiffLM writes more rows, and more rows have smaller errors: "at its number of rows" are the

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from difflm.training.evaluation.metric import Evaluation, Figure, Metric, Tables
 from difflm.training.evaluation.tables import MISSING, EvaluationError, TableSpec, prepare, subsample
 
 
@@ -221,3 +222,35 @@ def possible_risks(
         except (EvaluationError, AttackUnavailableError) as error:
             refused[attack] = str(error)
     return risks, refused
+
+
+def _measure(tables: Tables, result: Evaluation) -> None:
+    risks, refused = possible_risks(
+        tables.real,
+        tables.unseen,
+        tables.synthetic,
+        tables.spec,
+        attacks=tables.attacks,
+        secret=tables.secret,
+        seed=tables.seed,
+    )
+    result.skipped |= refused
+    for name, risk in risks.items():
+        result.add(f"{name}_risk", risk["risk"])
+        result.figures[f"{name}_risk"] |= {"low": risk["low"], "high": risk["high"]}
+        result.details.setdefault("attacks", {})[name] = risk
+
+
+METRICS = (
+    Metric(
+        "privacy_attacks",
+        _measure,
+        (
+            Figure("singling_out_risk", "Singling-out risk", "0 is best", "singling-out risk", 3, private=True),
+            Figure("linkability_risk", "Linkability risk", "0 is best", "linkability risk", 3, private=True),
+            Figure("inference_risk", "Inference risk", "0 is best", "inference risk", 3, private=True),
+        ),
+        needs=("holdout", "attacks"),
+        settings={"attacks": ATTACKS, "secret": None},
+    ),
+)

@@ -1,65 +1,37 @@
 """What the metrics of ``hub_cards/metrics`` share: modules of the `evaluate` library that judge whole tables."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import evaluate
-import pandas as pd
 
+from difflm.training.evaluation.metric import NEEDS, Evaluation, Tables
+from difflm.training.evaluation.registry import METRICS
 from difflm.training.evaluation.tables import EvaluationError, TableSpec, as_table
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What a metric is given.
-
-    Parameters
-    ----------
-    real, synthetic
-        Training rows of the generator, and the rows to judge.
-    unseen, validation
-        Real rows that the generator has not seen, and real rows to choose settings on; None if not given.
-    spec
-        What the columns are.
-    seed, seeds
-        Of the draws, and the number of repetitions where there are any.
-    own
-        The metric's own settings, see `TableMetric.own_settings`.
-    """
-
-    real: pd.DataFrame
-    synthetic: pd.DataFrame
-    unseen: pd.DataFrame | None
-    validation: pd.DataFrame | None
-    spec: TableSpec
-    seed: int
-    seeds: int
-    own: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def holdout(self) -> pd.DataFrame:
-        """The unseen rows, of a metric that cannot do without.
-
-        Raises
-        ------
-        EvaluationError
-            There are none.
-        """
-        if self.unseen is None:
-            raise EvaluationError("this metric needs holdout, real rows that the generator has not seen")
-        return self.unseen
+def flat(result: Evaluation) -> dict[str, Any]:
+    """The figures by name, each with ``<name>_std`` or another spread if it has one, and what else was found."""
+    found: dict[str, Any] = {}
+    for name, figure in result.figures.items():
+        found[name] = figure["mean"]
+        found |= {f"{name}_{key}": figure[key] for key in ("std", "low", "high") if key in figure}
+    rest = {name: getattr(result, name) for name in ("columns", "pairs", "skipped", "warnings", "details")}
+    return found | {name: value for name, value in rest.items() if value}
 
 
 class TableMetric(evaluate.Metric, ABC):
     """A metric that is loaded with `evaluate.load` and judges a synthetic table beside the real one.
 
-    A subclass has a docstring, a method ``measure``, and settings of its own with their defaults, if any. This class
-    is abstract, so that `evaluate` passes it over.
+    A subclass has a docstring and the name of its entry in the registry. This class is abstract, so that `evaluate`
+    passes it over.
     """
 
-    own_settings: ClassVar[dict[str, Any]] = {}
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """The name of the entry."""
 
     def _info(self) -> evaluate.MetricInfo:
         # Tables go in whole, as arguments of compute(); `evaluate` only wants its two columns named.
@@ -91,30 +63,32 @@ class TableMetric(evaluate.Metric, ABC):
         seeds: int = 5,
         **own: Any,
     ) -> dict[str, Any]:
+        entry = METRICS[self.metric]
         for table, name in ((real, "real"), (synthetic, "synthetic")):
             if table is None:
                 raise EvaluationError(f"{name} must be a DataFrame, a datasets.Dataset or a list of dict, not None")
         if seeds < 1:
             raise EvaluationError(f"seeds must be at least 1, not {seeds}")
-        if unknown := [name for name in own if name not in self.own_settings]:
+        if unknown := [name for name in own if name not in entry.settings]:
             raise EvaluationError(f"this metric has no setting {unknown[0]!r}; its README.md names them")
-        rows = as_table(real)
+        rows, rows_to_judge = as_table(real), as_table(synthetic)
         spec = TableSpec.infer(
             rows, target=target, categorical=categorical, dates=dates, task=task, log_target=log_target
         )
-        return self.measure(
-            Tables(
-                real=rows,
-                synthetic=as_table(synthetic),
-                unseen=as_table(holdout),
-                validation=as_table(validation),
-                spec=spec,
-                seed=seed,
-                seeds=seeds,
-                own={**self.own_settings, **own},
-            )
+        tables = Tables(
+            real=rows,
+            synthetic=rows_to_judge,
+            spec=spec,
+            holdout=as_table(holdout),
+            validation=as_table(validation),
+            seed=seed,
+            seeds=seeds,
+            **{**entry.settings, **own},
         )
-
-    @abstractmethod
-    def measure(self, tables: Tables) -> dict[str, Any]:
-        """Return the figures by name."""
+        if missing := tables.lacks(entry.needs):
+            raise EvaluationError(f"this metric needs {NEEDS[missing[0]]}")
+        result = Evaluation()
+        entry.measure(tables, result)
+        if not result.figures:
+            raise EvaluationError("; ".join(dict.fromkeys(result.skipped.values())) or "these tables give no figure")
+        return flat(result)

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.distributions import correlations
-from difflm.training.evaluation.figures import Evaluation
+from difflm.training.evaluation.metric import Evaluation
+from difflm.training.evaluation.registry import FIGURES, titled
+from difflm.training.evaluation.shapes import correlations
 from difflm.training.evaluation.tables import EvaluationError, TableSpec, prepare, subsample
-from difflm.training.evaluation.titles import TITLES, titled
 from difflm.training.reports.pages import render_page, write_page
 from difflm.training.reports.plots import REAL, STYLE, SYNTHETIC, THIRD, inline, new_figure, plot_column, shorten
 
@@ -164,7 +164,7 @@ def render_evaluation(
             plots.append(("Latents (t-SNE)", plot_latent_map(latents, targets, name, name in spec.numerical)))
     shown = [
         (*_title(name, result), _value(result.figures[name]))
-        for name in [*TITLES, *(other for other in result.figures if other not in TITLES)]
+        for name in [*FIGURES, *(other for other in result.figures if other not in FIGURES)]
         if name in result.figures
     ]
     pairs = sorted(result.pairs.items(), key=lambda item: -item[1])[:12]

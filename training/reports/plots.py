@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from difflm.training.evaluation.distributions import bin_edges
+from difflm.training.evaluation.shapes import bin_edges
 from difflm.training.evaluation.tables import is_number
 
 

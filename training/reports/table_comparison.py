@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from difflm.training.evaluation.distributions import shape_error_percent
+from difflm.training.evaluation.shapes import shape_error_percent
 from difflm.training.evaluation.tables import is_number
 
 

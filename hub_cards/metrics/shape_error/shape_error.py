@@ -1,17 +1,9 @@
 """Column shape error, as a module of the `evaluate` library."""
 
-from typing import Any
-
-import numpy as np
-
-from difflm.training.evaluation import distributions
-from difflm.training.evaluation.table_metric import TableMetric, Tables
+from difflm.training.evaluation.table_metric import TableMetric
 
 
 class ShapeError(TableMetric):
     """Column shape error; see README.md beside this file."""
 
-    def measure(self, tables: Tables) -> dict[str, Any]:
-        """Return the figures that README.md names."""
-        errors = distributions.shape_errors(tables.real, tables.synthetic, tables.spec)
-        return {"shape_error": float(np.mean(list(errors.values()))), "columns": errors}
+    metric = "shape_error"

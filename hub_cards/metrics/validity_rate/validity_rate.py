@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from difflm.pipelines.record_schema import RecordSchema
-from difflm.training.evaluation.distributions import validity_rate
+from difflm.training.evaluation.validity import validity_rate
 
 
 class ValidityRate(evaluate.Metric):

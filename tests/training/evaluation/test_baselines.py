@@ -12,7 +12,7 @@ import pytest
 
 from difflm import cli
 from difflm.training.evaluation import baselines as module
-from difflm.training.evaluation.distributions import shape_errors, trend_errors
+from difflm.training.evaluation.shapes import shape_errors, trend_errors
 from difflm.training.evaluation.tables import EvaluationError, TableSpec
 
 

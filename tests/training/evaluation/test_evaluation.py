@@ -6,20 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from difflm.training.evaluation.distances import Distances
-from difflm.training.evaluation.distributions import (
-    copies,
-    correlations,
-    distance_to_closest_record,
-    fitting_rows,
-    missing_rate_errors,
-    precision_recall,
-    shape_errors,
-    trend_errors,
-)
+from difflm.training.evaluation.closest_records import Distances, distance_to_closest_record
+from difflm.training.evaluation.copies import copies
+from difflm.training.evaluation.coverage import precision_recall
+from difflm.training.evaluation.detection import Detection, detection
+from difflm.training.evaluation.efficiency import machine_learning_efficiency
 from difflm.training.evaluation.figures import evaluate_tables
-from difflm.training.evaluation.learning import Detection, detection, machine_learning_efficiency
+from difflm.training.evaluation.missing import missing_rate_errors
 from difflm.training.evaluation.privacy import privacy_risks
+from difflm.training.evaluation.registry import FIGURES
+from difflm.training.evaluation.shapes import correlations, shape_errors, trend_errors
 from difflm.training.evaluation.tables import (
     ColumnMismatchError,
     EvaluationError,
@@ -27,7 +23,7 @@ from difflm.training.evaluation.tables import (
     TargetError,
     prepare,
 )
-from difflm.training.evaluation.titles import TITLES
+from difflm.training.evaluation.validity import fitting_rows
 
 
 ONE = ({"max_depth": 3, "min_child_weight": 1},)
@@ -275,7 +271,7 @@ def test_everything_in_one_call(spec):
     assert {"shape_error", "trend_error", "mle", "detection_auc", "dcr_share", "alpha_precision"} <= set(
         result.figures
     )
-    assert set(result.figures) <= set(TITLES)  # each is called by a title in the report and on the card
+    assert set(result.figures) <= set(FIGURES)  # each is called by a title in the report and on the card
     assert result.skipped == {} and result.warnings == []
     assert "mle_of_real" in result.figures and result.details["log_target"] is False
     # Independent draws of one distribution: the synthetic rows are as good as unseen ones.
@@ -287,7 +283,7 @@ def test_everything_in_one_call(spec):
 
 def test_what_cannot_be_measured_is_named(spec):
     result = evaluate_tables(table(), table(4), spec, seeds=1)
-    assert set(result.skipped) == {"dcr", "detection", "mle"}
+    assert set(result.skipped) == {"dcr", "detection", "machine_learning_efficiency"}
     assert "shape_error" in result.figures
 
 

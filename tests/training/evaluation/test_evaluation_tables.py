@@ -9,17 +9,14 @@ import pytest
 
 from difflm.__main__ import main
 from difflm.training.evaluation.baselines import restore
-from difflm.training.evaluation.distributions import (
-    copies,
-    distance_to_closest_record,
-    precision_recall,
-    shape_errors,
-    trend_errors,
-    validity_rate,
-)
+from difflm.training.evaluation.closest_records import distance_to_closest_record
+from difflm.training.evaluation.copies import copies
+from difflm.training.evaluation.coverage import precision_recall
+from difflm.training.evaluation.detection import detection
+from difflm.training.evaluation.efficiency import machine_learning_efficiency
 from difflm.training.evaluation.figures import evaluate_tables
-from difflm.training.evaluation.learning import detection, machine_learning_efficiency
 from difflm.training.evaluation.privacy import privacy_risks
+from difflm.training.evaluation.shapes import shape_errors, trend_errors
 from difflm.training.evaluation.tables import (
     ColumnMismatchError,
     EvaluationError,
@@ -28,6 +25,7 @@ from difflm.training.evaluation.tables import (
     foreign_values,
     prepare,
 )
+from difflm.training.evaluation.validity import validity_rate
 
 
 ONE = ({"max_depth": 3, "min_child_weight": 1},)
@@ -237,7 +235,7 @@ def test_another_spelling_is_named(spec):
         machine_learning_efficiency(real, other, table(seed=1), spec, seeds=1, grid=ONE)
     result = evaluate_tables(real, other, spec, holdout=table(30, seed=1), seeds=1)
     assert "no synthetic value of 'y'" in result.warnings[0] and "holdout has 30 rows" in result.warnings[1]
-    assert set(result.skipped) == {"mle"}
+    assert set(result.skipped) == {"machine_learning_efficiency"}
 
 
 def test_a_rare_class_is_in_the_rows_set_aside():
@@ -251,7 +249,7 @@ def test_what_a_library_refuses_costs_its_own_figures_alone(spec, monkeypatch):
     def refuse(*arguments, **keywords):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("difflm.training.evaluation.figures.detection", refuse)
+    monkeypatch.setattr("difflm.training.evaluation.detection.detection", refuse)
     result = evaluate_tables(table(), table(seed=1), spec, seeds=1)
     assert result.skipped["detection"] == "IndexError: list index out of range"
     assert "alpha_precision" in result.figures
