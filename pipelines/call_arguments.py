@@ -1,0 +1,103 @@
+"""What calls of the pipeline take: counts, numbers and seeds as plain Python values, or an error that names them."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import DiffLMError, SchemaError
+
+
+if TYPE_CHECKING:
+    from .conditions import ColumnCondition
+    from .record_schema import RecordSchema
+
+OUTPUT_TYPES = ("records", "pandas", "dataset", "latent")
+
+
+class ArgumentError(DiffLMError, ValueError):
+    """An argument has the wrong type, is out of range, or does not go with another one."""
+
+
+def integer(name: str, value: Any, minimum: int | None = None) -> int:
+    """A plain int, of any integer type (numpy's too) but booleans; ArgumentError below the ``minimum``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    least = "" if minimum is None else f" of at least {minimum}"
+    if number is None or isinstance(value, (bool, np.bool_)) or (minimum is not None and number < minimum):
+        raise ArgumentError(f"{name} must be an integer{least}, not {value!r}.")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """A plain, finite float, of any real type but booleans."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ArgumentError(f"{name} must be a finite number, not {value!r}.")
+    return float(value)
+
+
+def choose_seed(seed: Any, generator: Any = None) -> int:
+    """The run's seed: the given one, or one drawn from ``generator`` or else from torch's global generator."""
+    if seed is not None and generator is not None:
+        raise ArgumentError("Pass seed= or generator=, not both: a generator is only where a seed is drawn from.")
+    if seed is not None:
+        return integer("seed", seed)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ArgumentError(f"generator must be one torch.Generator, not {generator!r}: rows get their own from it.")
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**31, (1,), generator=generator, device=device).item())
+
+
+def check_output_type(output_type: Any) -> None:
+    """Raise ArgumentError for an unknown one."""
+    if output_type not in OUTPUT_TYPES:
+        raise ArgumentError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}.")
+
+
+def given_latents(latents: Any, num_samples: int, latent_size: int) -> Tensor:
+    """The latents to decode, ``[num_samples, latent_size]``."""
+    latents = torch.as_tensor(latents)
+    if latents.shape != (num_samples, latent_size):
+        raise ArgumentError(f"latents must be [{num_samples}, {latent_size}], not {list(latents.shape)}.")
+    return latents
+
+
+def given_texts(
+    given: Sequence[Mapping[str, Any]] | None,
+    num_samples: int,
+    schema: RecordSchema,
+    conditions: Mapping[str, ColumnCondition],
+) -> list[dict[str, str]] | None:
+    """Per row the texts of the cells it must have, checked against the schema that the records are written by."""
+    if given is None:
+        return None
+    if len(given) != num_samples:
+        raise ArgumentError(f"given must have one entry per row: it has {len(given)} for {num_samples} rows.")
+    return [_cell_texts(row, cells, schema, conditions) for row, cells in enumerate(given)]
+
+
+def _cell_texts(
+    row: int, cells: Mapping[str, Any], schema: RecordSchema, conditions: Mapping[str, ColumnCondition]
+) -> dict[str, str]:
+    texts = {}
+    for name, value in cells.items():
+        if name not in schema.names:
+            known = ", ".join(schema.names)
+            raise ArgumentError(f"given: row {row} has a cell of {name!r}; the columns to be written are: {known}.")
+        try:
+            value = schema.column(name).normalize(value)
+        except SchemaError as error:
+            raise ArgumentError(f"given: row {row}: {error}") from None
+        if name in conditions and not conditions[name].holds(value):
+            raise ArgumentError(f"given: row {row} has {name!r} = {value!r}, which the condition on it excludes.")
+        texts[name] = schema.value_text(name, value)
+    return texts
