@@ -93,6 +93,19 @@ class DiffLMPipelineOutput(BaseOutput):
             raise ValueError("This output has no sampling report.")
         return self.report.valid_first_attempt
 
+    def converted(self, output_type: str, return_dict: bool = True) -> Any:
+        """What the pipeline's call returns: this, a table, or a tuple of the content asked for and the report."""
+        content: Any
+        if output_type == "pandas":
+            content = self.to_pandas()
+        elif output_type == "dataset":
+            content = self.to_dataset()
+        else:
+            content = self.latents if output_type == "latent" else self.records
+        if not return_dict:
+            return content, self.report
+        return content if output_type in ("pandas", "dataset") else self
+
     def to_pandas(self) -> pd.DataFrame:
         """The records as a DataFrame with the training data's dtypes."""
         return self.schema.to_pandas(self.records)

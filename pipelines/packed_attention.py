@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
+from .errors import DiffLMError
+
 
 #: What transformers knows our attention by. The function behind it has no state and is the same in every copy of this
 #: file: whichever was registered last serves all.
@@ -34,7 +36,7 @@ _GROWTH = 64
 _probed: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
-class UnsupportedDecoderError(ValueError):
+class UnsupportedDecoderError(DiffLMError, ValueError):
     """The decoder cannot be run packed; sample through its own `generate` instead."""
 
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 
 if __package__ and __package__ not in sys.modules:
@@ -25,25 +23,29 @@ if __package__ and __package__ not in sys.modules:
 
 # diffusers copies the files that this one names, not those that they name in turn: hence the unused ones.
 from .acceptance import acceptance_checks
+from .call_arguments import check_output_type, choose_seed, given_latents, given_texts, integer, real
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
-from .decode_rows import decode_rows
-from .errors import RecordParseError
+from .decode_rows import decode_rows  # noqa: F401
+from .errors import DiffLMError  # noqa: F401
+from .grammar_cache import GrammarCache
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
 from .json_values import plain_json  # noqa: F401
 from .kind_base import ColumnKind  # noqa: F401
 from .latent_sampling import sample_latents
 from .number_kinds import IntegerKind  # noqa: F401
-from .outputs import DiffLMPipelineOutput, SamplingReport
-from .packed_attention import supports
+from .outputs import DiffLMPipelineOutput
+from .packed_attention import supports  # noqa: F401
 from .patterns import matches  # noqa: F401
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
+from .record_writers import WritingOptions, record_writer
+from .sampling_run import RecordJudge, SamplingRun
 from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
-from .token_sampling import RecordLogitsProcessor, RowRandom, check_sampling_options
+from .token_sampling import RowRandom, check_sampling_options
 from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401
 from .vocabulary import tokenize_segment  # noqa: F401
@@ -103,7 +105,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         self.schema = RecordSchema.from_dict(record_schema)
         classes = condition_classes["classes"] if isinstance(condition_classes, Mapping) else condition_classes
         self.condition_encoder = ConditionEncoder(list(classes or []))
-        self._constraints: dict[str, RecordConstraint] = {}
+        self._grammars = GrammarCache()
         self.remember_sources()
         if __name__.startswith("diffusers_modules."):
             # Loaded by diffusers itself, from a repository: what `from_pretrained` below checks is checked here.
@@ -202,108 +204,82 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         ValueError
             If an argument is out of range; ``ConditionError`` if a condition cannot hold.
         """
+        check_output_type(output_type)
         check_sampling_options(temperature, top_k, top_p)
-        _check_arguments(num_samples, seed, max_attempts, batch_size, output_type, first_row)
-        if seed is None:
-            seed = int(torch.randint(2**31, (1,), generator=generator).item())
-        if latents is not None and latents.shape != (num_samples, self.denoiser.config.latent_size):
-            raise ValueError(
-                f"latents must be [{num_samples}, {self.denoiser.config.latent_size}], not {list(latents.shape)}."
-            )
+        num_samples = integer("num_samples", num_samples, 1)
         table = self.schema
         if schema is not None:
             table = RecordSchema.from_json_schema(schema, record_format=self.schema.record_format)
         conditions = check_condition(condition or {}, table.columns)
-        checks = acceptance_checks(accept)
-        if exclude_training_copies and not self.denoiser.config.num_record_digests:
-            raise ValueError(
-                "This checkpoint stores no digests of its training records: fit it again to exclude copies."
-            )
-        digests = _digest_set(self.denoiser) if exclude_training_copies else frozenset()
-        report = SamplingReport(requested=num_samples)
-        done: dict[int, tuple[dict[str, Any], str, Tensor]] = {}
-        owner: dict[str, int] = {}
-        attempts = dict.fromkeys(range(num_samples), 0)
-        latent_options = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
+        cells = given_texts(given, num_samples, table, conditions)
+        if latents is not None:
+            latents = given_latents(latents, num_samples, self.denoiser.config.latent_size)
+        run = SamplingRun(
+            num_samples=num_samples,
+            seed=choose_seed(seed, generator),
+            first_row=integer("first_row", first_row, 0),
+            max_attempts=integer("max_attempts", max_attempts, 1),
+            unique=unique,
+            judge=RecordJudge(
+                table, conditions, acceptance_checks(accept), self._copy_check() if exclude_training_copies else None
+            ),
+        )
+        writing = WritingOptions(
+            temperature=float(temperature),
+            top_k=None if top_k is None else integer("top_k", top_k),
+            top_p=None if top_p is None else float(top_p),
+            constrained=constrained,
+            batch_size=self.default_batch_size() if batch_size is None else integer("batch_size", batch_size, 1),
+            max_new_tokens=self.config["max_new_tokens"],
+        )
+        diffusion = {
+            "num_inference_steps": integer("num_inference_steps", num_inference_steps, 2),
+            "guidance_scale": real("guidance_scale", guidance_scale),
             "callback_on_step_end": callback_on_step_end,
         }
+        if output_type == "latent":
+            drawn = latents
+            if drawn is None:
+                drawn = self._diffuse(run.randoms(run.pending()), conditions, **diffusion)
+            output = DiffLMPipelineOutput(latents=drawn.to(self.denoiser.device), seed=run.seed, report=run.report)
+            return output.converted(output_type, return_dict)
+        writer = record_writer(self.autoencoder, writing, fast=fast)
+        constraint = self.constraint(conditions, within_range=within_range, schema=table)
         with self.progress_bar(total=num_samples) as progress:
-            while rows := [row for row, count in attempts.items() if row not in done and count < max_attempts]:
-                randoms = [RowRandom(seed, first_row + row, attempts[row]) for row in rows]
-                if latents is not None:
-                    batch_latents = latents[rows].to(self.denoiser.device)
-                else:
-                    labels = self._condition_labels(conditions, randoms)
-                    batch_latents = self._sample_latents(randoms, labels, **latent_options)
-                if output_type == "latent":
-                    return (
-                        DiffLMPipelineOutput(latents=batch_latents, seed=seed, report=report)
-                        if return_dict
-                        else (
-                            batch_latents,
-                            report,
-                        )
-                    )
-                texts = self._decode(
-                    batch_latents,
+            while rows := run.pending():
+                randoms = run.randoms(rows)
+                row_latents = self._diffuse(randoms, conditions, **diffusion) if latents is None else latents[rows]
+                texts = writer(
+                    row_latents,
+                    constraint,
                     randoms,
-                    self.constraint(conditions, within_range=within_range, schema=table),
-                    given=None if given is None else [given[row] for row in rows],
-                    constrained=constrained,
-                    fast=fast,
-                    batch_size=batch_size,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    on_rows_done=progress.update if report.attempts == 0 else None,
+                    given_texts=None if cells is None else [cells[row] for row in rows],
+                    on_rows_done=progress.update if run.report.attempts == 0 else None,
                 )
-                for position, row in enumerate(rows):
-                    report.attempts += 1
-                    record, reason = self._read(texts[position], table, conditions, checks, digests)
-                    if attempts[row] == 0 and not (reason or "").startswith("invalid"):
-                        report.first_attempt_parsed += 1
-                    if unique and reason is None:
-                        reason = self._claim(texts[position], row, owner, done, report)
-                    if reason is None:
-                        done[row] = (record, texts[position], batch_latents[position].cpu())
-                    else:
-                        report.rejected[reason] += 1
-                    attempts[row] += 1
-        report.returned = len(done)
-        if report.returned < num_samples:
-            warnings.warn(
-                f"{num_samples - report.returned} of {num_samples} rows were given up after {max_attempts} attempts "
-                f"each.\n{report}\nRelax the condition or accept=, or raise max_attempts.",
-                stacklevel=2,
-            )
-        kept = sorted(done)
-        output = DiffLMPipelineOutput(
-            records=[done[row][0] for row in kept],
-            texts=[done[row][1] for row in kept],
-            latents=torch.stack([done[row][2] for row in kept]) if kept else torch.empty(0),
-            rows=[first_row + row for row in kept],
-            report=report,
-            seed=seed,
-            schema=table,
-        )
-        if output_type == "records":
-            return output if return_dict else (output.records, report)
-        return output.to_pandas() if output_type == "pandas" else output.to_dataset()
+                run.take(rows, texts, row_latents)
+        return run.output().converted(output_type, return_dict)
+
+    def _diffuse(
+        self, randoms: Sequence[RowRandom], conditions: Mapping[str, ColumnCondition], **options: Any
+    ) -> Tensor:
+        """New latents of rows, of classes that agree with the conditions."""
+        return self._sample_latents(randoms, self._condition_labels(conditions, randoms), **options)
 
     def stream(self, num_samples: int, batch_size: int = 256, *, first_row: int = 0, **kwargs: Any) -> Iterator[Any]:
         """Yield [`DiffLMPipelineOutput`] of ``batch_size`` rows at a time, in order, with constant memory.
 
-        The rows are those of one call with the same seed. ``unique`` holds within a batch only, so it is refused.
+        The rows are those of one call with the same seed, ``latents`` and ``given``. ``unique`` holds within
+        a batch only, so it is refused.
         """
         if kwargs.get("unique"):
             raise ValueError("unique=True needs all rows at once: call the pipeline, or drop duplicates afterwards.")
-        _check_arguments(num_samples, kwargs.get("seed"), batch_size=batch_size, first_row=first_row)
-        if kwargs.get("seed") is None:
-            kwargs["seed"] = int(torch.randint(2**31, (1,), generator=kwargs.pop("generator", None)).item())
+        num_samples, batch_size = integer("num_samples", num_samples, 1), integer("batch_size", batch_size, 1)
+        kwargs["seed"] = choose_seed(kwargs.get("seed"), kwargs.pop("generator", None))
+        first_row = integer("first_row", first_row, 0)
+        of_rows = {name: kwargs.pop(name) for name in ("latents", "given") if kwargs.get(name) is not None}
         for start in range(0, num_samples, batch_size):
-            yield self(min(batch_size, num_samples - start), first_row=first_row + start, **kwargs)
+            part = {name: values[start : start + batch_size] for name, values in of_rows.items()}
+            yield self(min(batch_size, num_samples - start), first_row=first_row + start, **part, **kwargs)
 
     def row_randoms(self, seed: int, num_rows: int, first_row: int = 0, attempt: int = 0) -> list[RowRandom]:
         """The random numbers of rows ``first_row`` and on."""
@@ -323,62 +299,6 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         generators = [random.label_generator() for random in randoms]
         return self.condition_encoder.condition_labels(conditions, generators)
 
-    def _decode(
-        self,
-        latents: Tensor,
-        randoms: Sequence[RowRandom],
-        constraint: RecordConstraint,
-        *,
-        given: Sequence[Mapping[str, Any]] | None,
-        fast: bool,
-        batch_size: int | None,
-        on_rows_done: Callable[[int], Any] | None = None,
-        **sampling: Any,
-    ) -> list[str]:
-        """Write one text per latent."""
-        batch_size = batch_size or self.default_batch_size()
-        with self.autoencoder.decoder_lock:
-            fast = fast and supports(self.autoencoder.decoder)
-        given_texts = None
-        if given is not None:
-            given_texts = [
-                {name: self.schema.value_text(name, value) for name, value in values.items()} for values in given
-            ]
-        # A text written freely may never end: no longer than any valid record can be, or its cache fills the memory.
-        most_tokens = min(self.config["max_new_tokens"], constraint.max_new_tokens or self.config["max_new_tokens"])
-        # The fast loop refills its batch as rows finish: it gets several batches at a time.
-        chunk = batch_size * 8 if fast else batch_size
-        texts: list[str] = []
-        for start in range(0, len(latents), chunk):
-            rows = slice(start, start + chunk)
-            chunk_latents = latents[rows].to(self.autoencoder.device)
-            row_given = None if given_texts is None else given_texts[rows]
-            if fast:
-                with self.autoencoder.decoder_lock:
-                    tokens = decode_rows(
-                        self.autoencoder.decoder,
-                        self.autoencoder.inject(chunk_latents),
-                        constraint,
-                        randoms[rows],
-                        given_texts=row_given,
-                        batch_size=batch_size,
-                        max_new_tokens=most_tokens,
-                        on_rows_done=on_rows_done,
-                        **sampling,
-                    )
-            else:
-                processor = RecordLogitsProcessor(constraint, randoms[rows], given_texts=row_given, **sampling)
-                tokens = self.autoencoder.generate(
-                    chunk_latents,
-                    logits_processor=LogitsProcessorList([processor]),
-                    do_sample=False,
-                    max_new_tokens=most_tokens,
-                ).tolist()
-                if on_rows_done is not None:
-                    on_rows_done(len(tokens))
-            texts.extend(constraint.text(row) for row in tokens)
-        return texts
-
     def constraint(
         self,
         conditions: Mapping[str, ColumnCondition] | None = None,
@@ -386,24 +306,27 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         within_range: bool = True,
         schema: RecordSchema | None = None,
     ) -> RecordConstraint:
-        """The grammar of the schema, narrowed by conditions; compiled once for each."""
+        """The grammar of the schema, narrowed by conditions; those used last are kept."""
         conditions = conditions or {}
         schema = schema or self.schema
         key = repr((within_range, sorted(conditions.items()), schema.to_dict()))
-        if key not in self._constraints:
-            config = self.autoencoder.config
-            self._constraints[key] = RecordConstraint.compile(
-                self.decoder_tokenizer,
-                vocab_size=self.autoencoder.decoder.get_input_embeddings().weight.shape[0],
-                bos_token_id=config.bos_token_id,
-                eos_token_id=config.eos_token_id,
-                fixed_segments=schema.fixed_segments(),
-                values=[
-                    self._value_spec(schema, column, conditions.get(column.name), within_range)
-                    for column in schema.columns
-                ],
-            )
-        return self._constraints[key]
+        return self._grammars.get(key, lambda: self._compile(schema, conditions, within_range))
+
+    def _compile(
+        self, schema: RecordSchema, conditions: Mapping[str, ColumnCondition], within_range: bool
+    ) -> RecordConstraint:
+        config = self.autoencoder.config
+        return RecordConstraint.compile(
+            self.decoder_tokenizer,
+            vocab_size=self.autoencoder.decoder.get_input_embeddings().weight.shape[0],
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            fixed_segments=schema.fixed_segments(),
+            values=[
+                self._value_spec(schema, column, conditions.get(column.name), within_range)
+                for column in schema.columns
+            ],
+        )
 
     @staticmethod
     def _value_spec(
@@ -417,45 +340,13 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             spec["kind"] = "raw"
         return ValueSpec(**spec)
 
-    @staticmethod
-    def _read(
-        text: str,
-        schema: RecordSchema,
-        conditions: Mapping[str, ColumnCondition],
-        checks: Mapping[str, Callable[[dict[str, Any]], bool]],
-        digests: frozenset[bytes],
-    ) -> tuple[dict[str, Any], str | None]:
-        """Parse a text; the reason is None if the record is kept."""
-        try:
-            record = schema.parse(text)
-        except RecordParseError as error:
-            return {}, f"invalid: {error.column or 'record'}: {error.reason}"
-        if any(not condition.holds(record[name]) for name, condition in conditions.items()):
-            return record, "condition"
-        for name, check in checks.items():
-            if not check(record):
-                return record, f"accept: {name}"
-        if digests and record_digest(text) in digests:
-            return record, "training copy"
-        return record, None
-
-    @staticmethod
-    def _claim(
-        text: str,
-        row: int,
-        owner: dict[str, int],
-        done: dict[int, Any],
-        report: SamplingReport,
-    ) -> str | None:
-        """Of equal records the lowest row keeps its own, whatever was drawn first: batches do not show."""
-        other = owner.get(text)
-        if other is not None and other < row:
-            return "duplicate"
-        owner[text] = row
-        if other is not None:
-            del done[other]
-            report.rejected["duplicate"] += 1
-        return None
+    def _copy_check(self) -> Callable[[str], bool]:
+        if not self.denoiser.config.num_record_digests:
+            raise ValueError(
+                "This checkpoint stores no digests of its training records: fit it again to exclude copies."
+            )
+        digests = _digest_set(self.denoiser)
+        return lambda text: record_digest(text) in digests
 
     def default_batch_size(self) -> int:
         """Rows decoded together: 256 on a CPU, 512 on an accelerator."""
@@ -520,23 +411,3 @@ def _component_class(library: str, name: str) -> Any:
     # By string: in a published repository this file runs without difflm.
     module = f"difflm.{library}" if library in MODEL_MODULES.values() else library
     return getattr(importlib.import_module(module), name)
-
-
-def _check_arguments(
-    num_samples: int,
-    seed: int | None = None,
-    max_attempts: int = 1,
-    batch_size: int | None = None,
-    output_type: str = "records",
-    first_row: int = 0,
-) -> None:
-    counts = {"num_samples": num_samples, "max_attempts": max_attempts, "batch_size": batch_size}
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an integer of at least 1, not {value!r}.")
-    if first_row < 0:
-        raise ValueError(f"first_row must be at least 0, not {first_row}.")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ValueError(f"seed must be an integer, not {seed!r}.")
-    if output_type not in ("records", "pandas", "dataset", "latent"):
-        raise ValueError(f"output_type={output_type!r} is not one of records, pandas, dataset, latent.")

@@ -3,13 +3,12 @@
 The reference path is transformers' `generate` with :class:`RecordLogitsProcessor`; a faster loop may use
 :func:`choose_tokens` itself. A *constraint* here is anything with `eos_token_id` and `start(given_texts,
 constrained=) -> state`, whose states have `forced()`, `choices()`, `advance(token)` and `done`: record_grammar.py's.
-
-This file is published beside the weights and imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,8 +18,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from .errors import DiffLMError
 
-class SamplingError(ValueError):
+
+class SamplingError(DiffLMError, ValueError):
     """Tokens cannot be drawn: the message names the argument and the remedy."""
 
 
@@ -147,7 +148,7 @@ def _draw(values: Tensor, uniforms: Tensor, temperature: float, top_k: int | Non
         return values.argmax(dim=-1).tolist()
     values = (values - largest) / temperature
     if top_k:
-        values = values.masked_fill(values < values.topk(min(top_k, values.shape[-1])).values[:, -1:], -math.inf)
+        values = values.masked_fill(values < values.topk(min(int(top_k), values.shape[-1])).values[:, -1:], -math.inf)
     weights = values.exp()
     if top_p is not None and top_p < 1:
         ordered, order = weights.sort(dim=-1, descending=True, stable=True)
@@ -173,12 +174,17 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
 
 def check_sampling_options(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise a :class:`SamplingError` for options outside their range."""
-    if not (isinstance(temperature, (int, float)) and 0 <= temperature < math.inf):
+    if not (_is_number(temperature, numbers.Real) and 0 <= temperature < math.inf):
         raise SamplingError(f"temperature must be a number of at least 0, not {temperature!r}.")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+    if top_k is not None and not (_is_number(top_k, numbers.Integral) and top_k >= 0):
         raise SamplingError(f"top_k must be None or an integer of at least 0, not {top_k!r}.")
-    if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
+    if top_p is not None and not (_is_number(top_p, numbers.Real) and 0 < top_p <= 1):
         raise SamplingError(f"top_p must be None or a number in (0, 1], not {top_p!r}.")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Of this kind, numpy's types included, but no boolean."""
+    return isinstance(value, kind) and not isinstance(value, (bool, np.bool_))
 
 
 class RecordLogitsProcessor(LogitsProcessor):

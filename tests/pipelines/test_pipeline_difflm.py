@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from difflm.pipelines import pipeline_difflm
+from difflm.pipelines import record_writers
 from difflm.pipelines.conditions import ConditionError
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
@@ -91,7 +91,7 @@ class TestValidity:
             limits.append(max_new_tokens)
             return decode_rows(*args, max_new_tokens=max_new_tokens, **kwargs)
 
-        monkeypatch.setattr(pipeline_difflm, "decode_rows", decode)
+        monkeypatch.setattr(record_writers, "decode_rows", decode)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             pipe(2, seed=0, constrained=constrained, max_attempts=1)
