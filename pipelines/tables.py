@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import SchemaError
-from .values import is_missing
+from .values import is_missing, listed
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ def as_dataframe(data: Any) -> pd.DataFrame:
 
     if isinstance(data, pd.DataFrame):
         frame = data
+        if dropped := [str(level) for level in frame.index.names if level is not None]:
+            warnings.warn(
+                f"index level {listed(dropped)} is left out: make it a column with data.reset_index()", stacklevel=3
+            )
     elif hasattr(data, "to_pandas") and hasattr(data, "features"):
         frame = data.to_pandas()
         for name, feature in data.features.items():

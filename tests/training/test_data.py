@@ -86,12 +86,40 @@ def test_large_integers_beside_missing_values_are_exact(write, tmp_path, ending)
     assert frame["x"].dropna().tolist() == [2**60 + 1, -5]
 
 
-def test_text_columns_keep_leading_zeros(write):
-    path = write("a.csv", "zip,n\n01234,1\n99999,2\n")
-    assert read_table(path)["zip"].tolist() == [1234, 99999]
-    assert read_table(path, text_columns=["zip"])["zip"].tolist() == ["01234", "99999"]
+def test_numbers_with_leading_zeros_are_text_and_say_so(write):
+    path = write("a.csv", "zip,n,empty,code\n01234,0,,-0.5\n99999,10,,0.5\n,7,,3\n")
+    with pytest.warns(UserWarning, match=r"leading zeros .* --text-columns zip \(text_columns=\['zip'\]\)"):
+        frame = read_table(path)
+    assert frame["zip"].tolist()[:2] == ["01234", "99999"]
+    assert frame["zip"].isna().tolist() == [False, False, True]
+    assert [frame["n"].dtype, frame["code"].dtype] == ["int64", "float64"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pd.testing.assert_frame_equal(read_table(path, text_columns=["zip"]), frame)
     with pytest.raises(TableError, match="no column 'zap'; the columns are 'zip', 'n'"):
         read_table(path, text_columns=["zap"])
+
+
+@pytest.mark.parametrize(
+    ("cells", "option", "numbers"),
+    [
+        (["1,234", "12", "1,234,567.5"], {"thousands": ","}, [1234, 12, 1234567.5]),
+        (["1_000", "2", "30_000"], {"thousands": "_"}, [1000, 2, 30000]),
+        (["1,5", "2,25", "-3"], {"decimal": ","}, [1.5, 2.25, -3]),
+    ],
+)
+def test_numbers_that_are_read_as_text_are_named_with_the_remedy(write, cells, option, numbers):
+    path = write("a.tsv", "x\ty\n" + "".join(f"{cell}\tb\n" for cell in cells))
+    (name, value), = option.items()
+    with pytest.warns(UserWarning, match=f"column 'x' is text like .*--{name} '{value}' .{name}='{value}'"):
+        assert read_table(path)["x"].tolist() == cells
+    assert read_table(path, **option)["x"].tolist() == numbers
+
+
+def test_text_with_commas_is_no_number(write):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_table(write("a.tsv", "x\ty\n1,5\tyes\nb\tno\n"))
 
 
 def test_what_counts_as_missing_can_be_chosen(write):
@@ -180,12 +208,54 @@ def test_a_column_without_a_name_warns(write):
     assert list(frame.columns) == ["Unnamed: 0", "x"]
 
 
-def test_a_wrong_delimiter_warns(write):
-    with pytest.warns(UserWarning, match="is the delimiter ';'"):
-        read_table(write("a.csv", "a;b\n1;2\n3;4\n"))
+@pytest.mark.parametrize(("delimiter", "name"), [(";", ";"), ("\t", "tab"), ("|", r"\|")])
+def test_another_delimiter_is_found_and_said(write, delimiter, name):
+    text = delimiter.join(["name", "price"]) + "\n" + delimiter.join(['"a, b"', "1,5"]) + "\n"
+    path = write("a.csv", text + delimiter.join(["c", "2,5"]) + "\n")
+    with pytest.warns(UserWarning, match=f"delimiter '{name}' .2 columns.*--delimiter"):
+        frame = read_table(path, decimal=",")
+    assert frame.to_dict("list") == {"name": ["a, b", "c"], "price": [1.5, 2.5]}
+
+
+@pytest.mark.parametrize(
+    "text", ["a;b,c|d\n1;2,3|4\n5;6,7|8\n", "note\na;b\nc\n", "a;b|c\n1;2|3\n4;5|6\n", 'a\n"x;y"\n"z;w"\n']
+)
+def test_where_two_delimiters_or_none_fit_the_comma_is_kept(write, text):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_table(write("a.csv", "a;b,c\n1,2\n3,4\n"))
+        warnings.filterwarnings("error", message=".*is read with")
+        frame = read_table(write("a.csv", text))
+    assert len(frame.columns) == len(text.splitlines()[0].split(","))
+
+
+def test_a_column_that_may_hold_a_delimiter_warns(write):
+    with pytest.warns(UserWarning, match="is the delimiter ';'.*--delimiter"):
+        read_table(write("a.csv", "a;b\n1;2\n3\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_byte_order_mark_tells_the_encoding(write, encoding, ending):
+    text = "name,n\ncafé,1\nthé,2\n" if ending == "csv" else '{"name": "café", "n": 1}\n{"name": "thé", "n": 2}\n'
+    frame = read_table(write(f"a.{ending}", text.encode(encoding)))
+    assert frame.to_dict("list") == {"name": ["café", "thé"], "n": [1, 2]}
+
+
+def test_an_encoding_that_does_not_exist_or_does_not_fit(write):
+    path = write("a.csv", "a,b\n1,2\n3,4\n")
+    with pytest.raises(TableError, match="no encoding 'utf-9'"):
+        read_table(path, encoding="utf-9")
+    with pytest.raises(TableError, match="not utf-16 text.*--encoding latin-1"):
+        read_table(path, encoding="utf-16")
+
+
+def test_index_levels_of_a_parquet_file_are_columns(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": list("xyz"), "v": [0.5, 1.5, 2.5]})
+    frame.set_index(["a", "b"]).to_parquet(tmp_path / "multi.parquet")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "multi.parquet"), frame, check_dtype=False)
+    frame.iloc[1:].to_parquet(tmp_path / "rows.parquet")  # row numbers are no column
+    assert list(read_table(tmp_path / "rows.parquet").columns) == ["a", "b", "v"]
+    with pytest.warns(UserWarning, match=r"index level 'a' is left out: .*reset_index"):
+        as_dataframe(frame.set_index("a"))
 
 
 def test_infinite_numbers_are_found_by_row_and_column(write):
