@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from .choice_kinds import BooleanKind, CategoryKind, NullKind
 from .errors import ConditionError, RecordParseError, SchemaError
-from .json_values import TYPE_TESTS, violation
 from .kind_base import ColumnKind, condition_scalar
+from .nested_kind import JsonKind
 from .number_kinds import DecimalKind, IntegerKind
-from .text_kinds import JsonKind, TextKind
+from .text_kinds import TextKind
 from .values import clean_text, is_missing
 
 
@@ -22,7 +21,6 @@ KINDS: dict[str, type[ColumnKind]] = {
     kind.name: kind for kind in (IntegerKind, DecimalKind, CategoryKind, BooleanKind, TextKind, NullKind, JsonKind)
 }
 
-_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "$comment", "readOnly", "writeOnly"}
 _TIMESPECS = ("day", "seconds", "microseconds", "nanoseconds")
 
 
@@ -47,6 +45,8 @@ class Column:
         The values of a category column (strings or numbers), most frequent first, ties in order of value.
     minimum, maximum : int or float, optional
         Range of a number column seen in training.
+    exclusive_minimum, exclusive_maximum : bool, default False
+        Decimal columns: whether the bound itself is out of the range.
     max_length : int, optional
         Longest text seen in training, in characters.
     json_schema : dict, optional
@@ -71,6 +71,8 @@ class Column:
     categories: tuple[Any, ...] | None = None
     minimum: int | float | None = None
     maximum: int | float | None = None
+    exclusive_minimum: bool = False
+    exclusive_maximum: bool = False
     max_length: int | None = None
     json_schema: dict[str, Any] | None = None
     dtype: str = "object"
@@ -174,35 +176,3 @@ class Column:
     def to_json_schema(self, *, bounded: bool = False) -> dict[str, Any]:
         """JSON Schema of the value; ``bounded`` adds the minimum, maximum and maxLength seen in training."""
         return self.rules.json_schema(bounded)
-
-
-def wrapped_column(name: str, schema: Any, required: bool, shared: Mapping[str, Any]) -> Column:
-    """One property of a user's JSON Schema as a column."""
-    nested = dict(schema) if isinstance(schema, Mapping) else {}
-    branches = nested.get("anyOf", ()) if set(nested) - _ANNOTATIONS == {"anyOf"} else ()
-    branches = [item for item in branches if item != {"type": "null"}]
-    if len(branches) == 1:  # an optional field, as pydantic writes it
-        return wrapped_column(name, branches[0], required and len(nested["anyOf"]) == 1, shared)
-    plain = {key: item for key, item in nested.items() if key not in _ANNOTATIONS}
-    types = plain.get("type", [])
-    types = [types] if isinstance(types, str) else list(types)
-    nullable = not required or "null" in types or None in plain.get("enum", ())
-    names = [item for item in types if item != "null"]
-    if "enum" in plain and set(plain) <= {"enum", "type"}:
-        choices = [item for item in plain["enum"] if item is not None]
-        numbers = all(TYPE_TESTS["number"](item) for item in choices)
-        if choices and (numbers or all(isinstance(item, str) for item in choices)):
-            return Column(name, "category", nullable, categories=tuple(dict.fromkeys(choices)))
-    kind = {"integer": "integer", "number": "decimal", "string": "text", "boolean": "boolean"}.get("".join(names))
-    allowed = {"integer": {"minimum", "maximum"}, "decimal": {"minimum", "maximum"}, "text": {"maxLength"}}
-    if types == ["null"] and set(plain) == {"type"}:
-        return Column(name, "null", True)
-    if kind and set(plain) <= {"type"} | allowed.get(kind, set()):
-        low, high, length = (plain.get(key) for key in ("minimum", "maximum", "maxLength"))
-        if kind == "integer":
-            low, high = None if low is None else math.ceil(low), None if high is None else math.floor(high)
-        bounded = not (low is None and high is None and length is None)
-        dtype = {"decimal": "float64", "boolean": "boolean" if nullable else "bool"}.get(kind, "object")
-        return Column(name, kind, nullable, minimum=low, maximum=high, max_length=length, dtype=dtype, bounded=bounded)
-    nullable = not required or violation(None, nested, shared) is None
-    return Column(name, "json", nullable, json_schema={**nested, **shared})

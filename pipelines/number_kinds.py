@@ -12,13 +12,26 @@ from typing import Any
 import numpy as np
 
 from .errors import ConditionError
-from .kind_base import ColumnKind, condition_bound, number_classes, place_between
+from .kind_base import ColumnKind, Writer, condition_bound, number_classes, place_between
 from .values import number_text, shown, unexpected
 
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 _INTEGER_DTYPE = re.compile(r"(u?)int(8|16|32|64)")
+
+
+# Digits after the point where none are asked for: at least so many, and so many more than tell a range's ends apart.
+_FREE_DECIMALS, _FREE_DIGITS, _MOST_DECIMALS = 6, 3, 30
+
+
+def _free_decimals(low: int | float | None, high: int | float | None) -> int:
+    """Digits after the point of numbers in a range, for which none are asked."""
+    ends = [decimal.Decimal(str(end)) for end in (low, high) if end is not None]
+    needed = [_FREE_DECIMALS, *(-int(end.normalize().as_tuple().exponent) for end in ends)]
+    if len(ends) == 2 and ends[0] < ends[1]:
+        needed.append(_FREE_DIGITS - (ends[1] - ends[0]).adjusted())
+    return min(max(needed), _MOST_DECIMALS)
 
 
 class _NumberKind(ColumnKind):
@@ -44,11 +57,33 @@ class _NumberKind(ColumnKind):
         low, high = self.dtype_range
         if not low <= value <= high:
             return f"{shown(value)} is out of the range of {column.dtype}"
-        if column.bounded and column.minimum is not None and value < column.minimum:
-            return f"{shown(value)} is less than {column.minimum}"
-        if column.bounded and column.maximum is not None and value > column.maximum:
-            return f"{shown(value)} is more than {column.maximum}"
+        return self._out_of_type(value) if column.bounded else None
+
+    def _out_of_type(self, value: Any) -> str | None:
+        """How a number breaks the bounds of its type, or None."""
+        column = self.column
+        if column.minimum is not None and value <= column.minimum:
+            if value < column.minimum:
+                return f"{shown(value)} is less than {column.minimum}"
+            if column.exclusive_minimum:
+                return f"{shown(value)} is not more than {column.minimum}"
+        if column.maximum is not None and value >= column.maximum:
+            if value > column.maximum:
+                return f"{shown(value)} is more than {column.maximum}"
+            if column.exclusive_maximum:
+                return f"{shown(value)} is not less than {column.maximum}"
         return None
+
+    def grammar(self, write: Writer, within_range: bool, condition: Any = None) -> dict[str, Any]:
+        spec = super().grammar(write, within_range, condition)
+        column = self.column
+        if not column.bounded or spec["kind"] != self.name:
+            return spec
+        # Within the type's bounds, which a condition can only narrow.
+        spec["minimum"], spec["maximum"] = self._narrowed(spec["minimum"], spec["maximum"])
+        spec["exclusive_minimum"] = column.exclusive_minimum and spec["minimum"] == column.minimum
+        spec["exclusive_maximum"] = column.exclusive_maximum and spec["maximum"] == column.maximum
+        return spec
 
     def read(self, text: str, start: int, record_format: str) -> tuple[Any, int]:
         match = self.form.match(text, start)
@@ -69,8 +104,13 @@ class _NumberKind(ColumnKind):
         """The middle of the range; the nearest number to 0 where one of its ends is open."""
         low, high = self.column.minimum, self.column.maximum
         if low is not None and high is not None:
-            return self.normalize(round((low + high) / 2, self.column.decimals or 0))
+            middle = (low + high) / 2
+            return self.normalize(self._written(middle))
         return self.normalize(max(0, low) if low is not None else min(0, high) if high is not None else 0)
+
+    def _written(self, value: float) -> int | float:
+        """A number that the column can write, near another."""
+        return round(value, self.column.decimals or 0)
 
     # ---- features and conditions
 
@@ -93,6 +133,8 @@ class _NumberKind(ColumnKind):
         name = self.column.name
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConditionError(f"{name!r} is a number: {value!r} is none. A range is a tuple: (low, high).")
+        if self.column.bounded and (problem := self._out_of_type(value)):
+            raise ConditionError(f"{name!r}: {problem}.")
         return self.condition_number(value)
 
     def condition_number(self, value: int | float) -> Any:
@@ -102,14 +144,27 @@ class _NumberKind(ColumnKind):
     def condition_range(self, low: Any, high: Any) -> dict[str, Any]:
         name = self.column.name
         low, high = condition_bound(name, low), condition_bound(name, high)
-        step = 10 ** -(self.column.decimals or 0)
         if low is None and high is None:
             raise ConditionError(f"The range of {name!r} is open at both ends: leave the condition out.")
-        if low is None or high is None:
+        inner_low, inner_high = (low, high) if not self.column.bounded else self._narrowed(low, high)
+        if inner_low is None or inner_high is None:
             return {"minimum": low, "maximum": high}
-        if low > high or math.floor(high / step + 1e-9) < math.ceil(low / step - 1e-9):
+        if inner_low > inner_high or not self._holds_number(inner_low, inner_high):
             raise ConditionError(f"No value of {name!r} ({self.described}) lies in the range {low} to {high}.")
         return {"minimum": low, "maximum": high}
+
+    def _narrowed(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """A range within the bounds of the type; None is an open end."""
+        column = self.column
+        return (
+            max((end for end in (low, column.minimum) if end is not None), default=None),
+            min((end for end in (high, column.maximum) if end is not None), default=None),
+        )
+
+    def _holds_number(self, low: int | float, high: int | float) -> bool:
+        """Whether a number with the column's decimals lies in a range."""
+        step = 10 ** -(self.column.decimals or 0)
+        return math.floor(high / step + 1e-9) >= math.ceil(low / step - 1e-9)
 
     def classes(self, values: Sequence[Any], num_bins: int) -> dict[str, Any] | None:
         return number_classes(values, num_bins)
@@ -151,7 +206,31 @@ class DecimalKind(_NumberKind):
 
     @property
     def described(self) -> str:  # type: ignore[override]
-        return f"numbers with {self.column.decimals} decimals"
+        return "numbers" if self.column.decimals is None else f"numbers with {self.column.decimals} decimals"
+
+    def grammar(self, write: Writer, within_range: bool, condition: Any = None) -> dict[str, Any]:
+        spec = super().grammar(write, within_range, condition)
+        if spec["kind"] == self.name and spec["decimals"] is None:
+            spec |= {"decimals": _free_decimals(spec["minimum"], spec["maximum"]), "trimmed": True}
+        return spec
+
+    def json_schema(self, bounded: bool) -> dict[str, Any]:
+        schema = super().json_schema(bounded)
+        for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+            if bound in schema and getattr(self.column, f"exclusive_{bound}"):
+                schema[exclusive] = schema.pop(bound)
+        return schema
+
+    def _written(self, value: float) -> int | float:
+        return value if self.column.decimals is None else super()._written(value)
+
+    def _holds_number(self, low: int | float, high: int | float) -> bool:
+        column = self.column
+        if column.decimals is not None:
+            return super()._holds_number(low, high)
+        return low < high or not (
+            column.exclusive_minimum and low == column.minimum or column.exclusive_maximum and high == column.maximum
+        )
 
     def convert(self, value: Any, original: Any, number: bool) -> Any:
         if not number:

@@ -31,9 +31,11 @@ from .decode_rows import decode_rows  # noqa: F401
 from .errors import DiffLMError  # noqa: F401
 from .grammar_cache import GrammarCache
 from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
+from .json_schemas import NestedSchema  # noqa: F401
 from .json_values import plain_json  # noqa: F401
 from .kind_base import ColumnKind  # noqa: F401
 from .latent_sampling import sample_latents
+from .nested_kind import JsonKind  # noqa: F401
 from .number_kinds import IntegerKind  # noqa: F401
 from .outputs import DiffLMPipelineOutput
 from .packed_attention import supports  # noqa: F401
@@ -43,6 +45,7 @@ from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
 from .record_writers import WritingOptions, record_writer
 from .sampling_run import RecordJudge, SamplingRun
+from .schema_columns import schema_columns  # noqa: F401
 from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
 from .token_sampling import RowRandom, check_sampling_options

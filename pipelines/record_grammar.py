@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DecodingError
-from .value_grammars import Node, ValueGrammar, ValueSpec
+from .value_grammars import Node, ValueGrammar, ValueSpec, library_error
 from .vocabulary import Vocabulary, tokenize_segment
 
 
@@ -202,7 +202,7 @@ class RowState:
         bits = np.zeros((constraint.vocabulary.size + 31) // 32, dtype=np.int32)
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self._matcher.is_error():
-            raise DecodingError(f"column {value.spec.name!r}: {self._matcher.get_error().splitlines()[0]}")
+            raise DecodingError(f"column {value.spec.name!r}: {library_error(self._matcher)}.")
         mask = np.unpackbits(bits.view(np.uint8), bitorder="little")[: constraint.vocab_size].view(np.bool_)
         # The library says "complete" by allowing EOS: here the first token after the value stands for it.
         complete = bool(mask[constraint.eos_token_id])
@@ -229,7 +229,9 @@ class RowState:
         elif self._matcher is not None and self._matcher.consume_token(token):
             self._node = _NOWHERE
         else:
-            raise DecodingError(f"column {value.spec.name!r}: token {token} is not allowed here.")
+            stopped = self._matcher is not None and self._matcher.is_error()
+            reason = f": {library_error(self._matcher)}" if stopped else ""
+            raise DecodingError(f"column {value.spec.name!r}: token {token} is not allowed here{reason}.")
 
 
 class FreeState:

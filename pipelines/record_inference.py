@@ -17,6 +17,7 @@ import pandas as pd
 from difflm.pipelines.column_kinds import Column
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.json_values import plain_json
+from difflm.pipelines.nested_inference import infer_json_schema
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.values import as_text, clean_text, date_text, listed, shown
 
@@ -64,7 +65,7 @@ def _infer_column(name: str, series: pd.Series, forced: str | None, max_categori
         values = values.map(lambda value: date_text(value, column.timespec))
     family = "text" if forced == "text" else _family(name, values)
     if family == "json":
-        schema = _infer_json_schema([plain_json(value, None, name) for value in values])
+        schema = infer_json_schema((plain_json(value, None, name) for value in values), name)
         return replace(column, kind="json", json_schema=schema, dtype="object")
     if family == "boolean":
         return replace(column, kind="boolean")
@@ -181,34 +182,3 @@ def _timespec(values: pd.Series) -> str:
     if values.dt.nanosecond.any():
         return "nanoseconds"
     return "microseconds" if values.dt.microsecond.any() else "seconds"
-
-
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
-    return kinds.get(type(value), "object")
-
-
-def _infer_json_schema(values: list[Any]) -> dict[str, Any]:
-    """The JSON Schema of nested values: their types, keys and items."""
-    types = sorted({_json_type(value) for value in values} - {"null"})
-    if "number" in types and "integer" in types:
-        types.remove("integer")
-    if any(value is None for value in values):
-        types.append("null")
-    schemas: list[dict[str, Any]] = [{"type": name} for name in types]
-    for schema in schemas:
-        if schema["type"] == "object":
-            objects = [value for value in values if isinstance(value, dict)]
-            keys = dict.fromkeys(key for value in objects for key in value)
-            found = {key: [value[key] for value in objects if key in value] for key in keys}
-            schema["properties"] = {key: _infer_json_schema(items) for key, items in found.items()}
-            schema["required"] = [key for key, items in found.items() if len(items) == len(objects)]
-            schema["additionalProperties"] = False
-        elif schema["type"] == "array":
-            items = [item for value in values if isinstance(value, list) for item in value]
-            schema.update({"items": _infer_json_schema(items)} if items else {"maxItems": 0})
-    if len(schemas) == 1:
-        return schemas[0]
-    return {"type": types} if all(len(schema) == 1 for schema in schemas) else {"anyOf": schemas}

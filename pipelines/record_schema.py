@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .column_kinds import Column, wrapped_column
+from .column_kinds import Column
 from .errors import RecordParseError, SchemaError
+from .schema_columns import schema_columns
 from .tables import as_dataframe, restore_dtype
 from .values import clean_text, listed, unexpected
 
@@ -124,16 +125,16 @@ class RecordSchema:
         Scalars become columns of their kind with their bounds enforced, ``enum`` a category, and whatever else
         (nested objects, arrays, patterns, references) a column of kind "json". A number's decimals are left free. A
         property that is not required may be null, which stands for its absence.
+
+        What no grammar holds (``uniqueItems``, ``not``, ``if``, ``dependentRequired``, ...) is checked once a record
+        is written, which is drawn again where it does not hold.
+
+        Raises
+        ------
+        SchemaError
+            Naming a keyword that cannot hold, and its place.
         """
-        properties = schema.get("properties")
-        if schema.get("type", "object") != "object" or not isinstance(properties, Mapping) or not properties:
-            raise SchemaError('a JSON Schema of records must have "type": "object" and at least one of "properties"')
-        required = set(schema.get("required", ()))
-        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        return cls(
-            tuple(wrapped_column(name, item, name in required, shared) for name, item in properties.items()),
-            record_format,
-        )
+        return cls(schema_columns(schema), record_format)
 
     def with_format(self, record_format: str) -> RecordSchema:
         """The same columns, written in another form."""

@@ -1,4 +1,4 @@
-"""Columns of free text and of nested JSON."""
+"""Columns of free text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from .errors import ConditionError
-from .json_values import plain_json, read_json, violation
+from .json_values import read_json
 from .kind_base import ColumnKind
 from .values import as_text, clean_text, is_date, unexpected
 
@@ -46,43 +46,3 @@ class TextKind(ColumnKind):
         if not isinstance(value, str):
             raise ConditionError(f"{self.column.name!r} is text: the condition must be a string, not {value!r}.")
         return value
-
-
-class JsonKind(ColumnKind):
-    """Nested objects and arrays, by a JSON Schema."""
-
-    name = "json"
-    expected = "JSON"
-
-    def normalize(self, value: Any) -> Any:
-        value = plain_json(value, self.column.json_schema, self.column.name)
-        if problem := self.problem(value):
-            raise self.error(problem)
-        return value
-
-    def problem(self, value: Any) -> str | None:
-        try:
-            return violation(value, self.column.json_schema or {}, self.column.json_schema or {})
-        except RecursionError:
-            return "nested too deeply"
-
-    def text(self, value: Any, record_format: str) -> str:
-        return json.dumps(value, ensure_ascii=False)
-
-    def read(self, text: str, start: int, record_format: str) -> tuple[Any, int]:
-        value, end = read_json(text, start, self.column.name)
-        if problem := self.problem(value):
-            raise self.parse_error(problem)
-        return value, end
-
-    def json_schema(self, bounded: bool) -> dict[str, Any]:
-        schema = dict(self.column.json_schema or {})
-        if not self.column.nullable:
-            return schema
-        definitions: dict[str, Any] = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
-        return {"anyOf": [schema, {"type": "null"}]} | definitions
-
-    def condition_value(self, value: Any) -> Any:
-        raise ConditionError(
-            f"{self.column.name!r} holds nested JSON: conditions on it are not supported; use accept=."
-        )

@@ -37,11 +37,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .errors import DecodingError
+from .patterns import CONTROL_ESCAPES, STRING_ESCAPES
 from .vocabulary import Vocabulary, tokenize_segment
 
 
 # One character of a JSON string as `json.dumps(..., ensure_ascii=False)` writes it.
 _JSON_CHARACTER = r'([^"\\\x00-\x1f]|\\["\\bfnrt]|\\u00[01][0-9a-f])'
+# Above the library's defaults: an object of many optional keys has as many states at once.
+_PARSER_LIMITS = {"max_items_in_row": 50_000, "step_max_items": 1_000_000}
 _NUMBER_PREFIX = re.compile(r"(-?)(0|[1-9][0-9]*|)(?:(\.)([0-9]*))?")
 
 
@@ -70,8 +73,12 @@ class ValueSpec:
         Whether `null` is allowed as well.
     max_length : int, optional
         For "text" and "raw": most characters (Unicode code points after unescaping); None for no bound.
+    exclusive_minimum, exclusive_maximum : bool, defaults to False
+        For "decimal" with ``bounded``: whether the bound itself is excluded.
     json_schema : dict, optional
-        For "json".
+        For "json": what the grammar library takes.
+    controls : bool, defaults to False
+        For "json": whether strings may hold control characters that have no short escape.
     forced_text : str, optional
         The one text allowed, whatever the kind: a condition that holds in every record.
     """
@@ -86,7 +93,10 @@ class ValueSpec:
     bounded: bool = False
     nullable: bool = False
     max_length: int | None = None
+    exclusive_minimum: bool = False
+    exclusive_maximum: bool = False
     json_schema: Mapping[str, Any] | None = None
+    controls: bool = False
     forced_text: str | None = None
 
 
@@ -146,9 +156,8 @@ class _Numbers:
                 f"{spec.maximum}; widen the range."
             )
         known = [abs(bound) // 10**self.decimals for bound in (low, high) if bound is not None]
-        self.digits = (
-            max(len(str(number)) for number in known) if len(known) == 2 else 18 + sum(len(str(n)) for n in known)
-        )
+        open_digits = max(1, 15 - self.decimals) if self.decimals else 18  # a float holds 15 digits exactly
+        self.digits = max([len(str(number)) for number in known] + [open_digits] * (len(known) < 2))
         largest = 10 ** (self.digits + self.decimals) - 1
         smallest = 0 if low is not None and low >= 0 else -largest
         self.low = low if spec.bounded and low is not None else smallest
@@ -169,9 +178,12 @@ class _Numbers:
             return None
         try:
             scaled = Decimal(str(value)).scaleb(self.decimals)
-            return int(scaled.to_integral_value(ROUND_CEILING if bound == "minimum" else ROUND_FLOOR))
+            whole = int(scaled.to_integral_value(ROUND_CEILING if bound == "minimum" else ROUND_FLOOR))
         except (InvalidOperation, ValueError, OverflowError):
             raise DecodingError(f"column {spec.name!r}: {bound} {value!r} is not a finite number.") from None
+        if spec.bounded and getattr(spec, f"exclusive_{bound}") and whole == scaled:
+            return whole + 1 if bound == "minimum" else whole - 1
+        return whole
 
     def node(self, prefix: str) -> Node:
         state = self.state(prefix)
@@ -249,13 +261,12 @@ class ValueGrammar:
             if not len(numbers.tokens):
                 raise DecodingError(f"column {spec.name!r}: its range holds no number; widen it.")
         else:
-            self.matcher = vocabulary.library.LLMatcher(
-                vocabulary.tokens, _library_grammar(spec, vocabulary.library.LLMatcher)
-            )
+            library = vocabulary.library
+            grammar, limits = _library_grammar(spec, library.LLMatcher), library.LLParserLimits(**_PARSER_LIMITS)
+            self.matcher = library.LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=limits)
             if self.matcher.is_error():
-                raise DecodingError(
-                    f"column {spec.name!r}: it has no grammar: {self.matcher.get_error().splitlines()[0]}"
-                )
+                reason = library_error(self.matcher)
+                raise DecodingError(f"column {spec.name!r}: it has no grammar: {reason}")
             # The longest spelling of a character is six tokens (an escape); two quotes surround a string.
             bounded = spec.max_length is not None and spec.kind != "json"
             self.max_tokens = 6 * (spec.max_length or 0) + 2 if bounded else None
@@ -289,6 +300,12 @@ class ValueGrammar:
         return Node({first: self._trie(rest) for first, rest in by_first.items()}, complete, self.boundary)
 
 
+def library_error(matcher: Any) -> str:
+    """What the grammar library has against a grammar or a token, in one line."""
+    lines = [line.strip() for line in matcher.get_error().split("<state>")[0].splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "unknown").rstrip(".")
+
+
 def _library_grammar(spec: ValueSpec, matcher: Any) -> str:
     repeat = "*" if spec.max_length is None else f"{{0,{int(spec.max_length)}}}"
     if spec.kind == "text":
@@ -306,7 +323,8 @@ def _library_grammar(spec: ValueSpec, matcher: Any) -> str:
         "whitespace_flexible": False,
         "item_separator": ", ",
         "key_separator": ": ",
-        "json_allowed_escapes": '"\\bfnrt',
+        "json_allowed_escapes": STRING_ESCAPES + (CONTROL_ESCAPES if spec.controls else ""),
+        "coerce_one_of": True,  # that exactly one fits is checked afterwards
     }
     try:
         return matcher.grammar_from_json_schema(json.dumps(schema), overrides=options)

@@ -1,0 +1,71 @@
+"""Columns of nested JSON: objects, arrays, and whatever else a JSON Schema describes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from .errors import ConditionError, SchemaError
+from .json_schemas import CONTROLS, NestedSchema, grammar_schema, structure
+from .json_values import plain_json, read_json
+from .kind_base import ColumnKind, Writer
+from .patterns import json_text
+
+
+class JsonKind(ColumnKind):
+    """Nested values, by a JSON Schema.
+
+    A user's schema holds as it is. Of an inferred one, the lengths, ranges and frequent strings were merely observed:
+    the grammar keeps to them, but a value beyond them is valid.
+    """
+
+    name = "json"
+    expected = "JSON"
+
+    @cached_property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema that values must fit."""
+        return structure(self.column.json_schema or {})
+
+    @cached_property
+    def _checked(self) -> NestedSchema:
+        try:
+            return NestedSchema(self.schema)
+        except SchemaError as error:
+            raise self.error(str(error)) from None
+
+    def normalize(self, value: Any) -> Any:
+        value = plain_json(value, self.column.json_schema, self.column.name)
+        if problem := self.problem(value):
+            raise self.error(problem)
+        return value
+
+    def problem(self, value: Any) -> str | None:
+        return self._checked.violation(value)
+
+    def text(self, value: Any, record_format: str) -> str:
+        return json_text(value)
+
+    def read(self, text: str, start: int, record_format: str) -> tuple[Any, int]:
+        value, end = read_json(text, start, self.column.name)
+        if problem := self.problem(value):
+            raise self.parse_error(problem)
+        return value, end
+
+    def json_schema(self, bounded: bool) -> dict[str, Any]:
+        schema = dict(self.column.json_schema or {} if bounded else self.schema)
+        if not self.column.nullable:
+            return schema
+        definitions: dict[str, Any] = {key: schema.pop(key) for key in ("$defs", "definitions") if key in schema}
+        return {"anyOf": [schema, {"type": "null"}]} | definitions
+
+    def grammar(self, write: Writer, within_range: bool, condition: Any = None) -> dict[str, Any]:
+        schema = self.column.json_schema or {}
+        spec = super().grammar(write, within_range, condition)
+        made = grammar_schema(schema, within_range=within_range)
+        return spec | {"json_schema": made, "controls": CONTROLS in schema}
+
+    def condition_value(self, value: Any) -> Any:
+        raise ConditionError(
+            f"{self.column.name!r} holds nested JSON: conditions on it are not supported; use accept=."
+        )
