@@ -130,7 +130,7 @@ class _Strings:
             self.choices = None
 
     def schema(self) -> dict[str, Any]:
-        choices = self.choices or {}
+        choices = self.choices or Counter()
         if choices and self.count >= _MIN_STRINGS and min(choices.values()) >= _MIN_CHOICE_COUNT:
             return {"type": "string", "enum": sorted(choices, key=lambda text: (-choices[text], text))}
         return {"type": "string", "maxLength": self.longest}
