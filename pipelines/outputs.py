@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from .arrow_tables import plain_types, to_arrow
+
 
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
+    import pyarrow as pa
 
 
 @dataclass
@@ -110,8 +113,18 @@ class DiffLMPipelineOutput(BaseOutput):
         """The records as a DataFrame with the training data's dtypes."""
         return self.schema.to_pandas(self.records)
 
+    def to_arrow(self, *, big_integers: str = "decimal") -> pa.Table:
+        """The records as a ``pyarrow.Table``, of the same types for any rows.
+
+        Parameters
+        ----------
+        big_integers : {"decimal", "string"}, default "decimal"
+            How integers of more than 64 bits are held: as decimals of 38 digits, none after the point, or as text.
+        """
+        return to_arrow(self.to_pandas(), self.schema, big_integers=big_integers)
+
     def to_dataset(self) -> datasets.Dataset:
-        """The records as a ``datasets.Dataset``."""
+        """The records as a ``datasets.Dataset``: categories as their values, what Arrow has no type for as text."""
         import datasets
 
-        return datasets.Dataset.from_pandas(self.to_pandas(), preserve_index=False)
+        return datasets.Dataset(plain_types(self.to_arrow()))

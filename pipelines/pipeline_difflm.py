@@ -23,6 +23,7 @@ if __package__ and __package__ not in sys.modules:
 
 # diffusers copies the files that this one names, not those that they name in turn: hence the unused ones.
 from .acceptance import acceptance_checks
+from .arrow_tables import to_arrow  # noqa: F401
 from .call_arguments import check_output_type, choose_seed, given_latents, given_texts, integer, real
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from difflm.errors import DiffLMError
@@ -38,6 +37,7 @@ def sample_shards(
     process_index: int = 0,
     num_processes: int = 1,
     on_shard_done: Callable[[int, int], Any] | None = None,
+    big_integers: str = "decimal",
     **options: Any,
 ) -> Iterator[Path]:
     """Write rows 0 to ``num_samples`` - 1 as parquet shards; yield each shard's path when it is complete.
@@ -57,6 +57,8 @@ def sample_shards(
     process_index, num_processes : int, default 0, 1
     on_shard_done : callable, optional
         Called with the number of rows done and this process's number of rows.
+    big_integers : {"decimal", "string"}, default "decimal"
+        See [`DiffLMPipelineOutput.to_arrow`].
     **options
         Of the pipeline's call; JSON-able, since they are written to ``sampling.json``.
 
@@ -75,7 +77,9 @@ def sample_shards(
         raise ValueError("unique=True needs all rows at once: drop duplicates from the shards afterwards.")
     folder = Path(folder)
     count = -(-num_samples // shard_size)
-    _claim_folder(folder, {"num_samples": num_samples, "seed": seed, "shard_size": shard_size, **options})
+    settings = {"num_samples": num_samples, "seed": seed, "shard_size": shard_size, **options}
+    # Folders of earlier versions have no such entry.
+    _claim_folder(folder, settings | ({} if big_integers == "decimal" else {"big_integers": big_integers}))
     mine = range(process_index, count, num_processes)
     rows_of = {index: min(shard_size, num_samples - index * shard_size) for index in mine}
     total, done = sum(rows_of.values()), 0
@@ -83,7 +87,7 @@ def sample_shards(
         path = folder / shard_name(index, count)
         if not path.exists():
             output = pipeline(rows_of[index], seed=seed, first_row=index * shard_size, **options)
-            _write_shard(path, output)
+            _write_shard(path, output, big_integers)
         done += rows_of[index]
         if on_shard_done is not None:
             on_shard_done(done, total)
@@ -122,9 +126,9 @@ def read_report(path: str | Path) -> SamplingReport:
     return report
 
 
-def _write_shard(path: Path, output: Any) -> None:
+def _write_shard(path: Path, output: Any, big_integers: str) -> None:
     report = {**vars(output.report), "rejected": dict(output.report.rejected)}
-    table = pa.Table.from_pandas(output.to_pandas(), preserve_index=False)
+    table = output.to_arrow(big_integers=big_integers)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), REPORT_KEY: json.dumps(report).encode()})
     drop_leftovers(path)
     with atomic_file(path) as temporary:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difflm.files import atomic_file, write_text
+from difflm.pipelines.arrow_tables import csv_frame
 
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -41,20 +42,22 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     return target
 
 
-def write_records(result: Any, path: Path) -> None:
+def write_records(result: Any, path: Path, *, big_integers: str = "decimal") -> None:
     """Write the records of a ``DiffLMPipelineOutput`` as the ending of ``path`` says.
 
     ``.jsonl`` keeps the JSON values as sampled (missing is ``null``); ``.csv`` and ``.parquet`` hold the columns with
-    the dtypes of the training table (missing is an empty cell in ``.csv``).
+    the dtypes of the training table; in ``.csv`` missing is an empty cell, and nested values are JSON text. What is
+    written in another form than the records have is said by [`output_notes`] beforehand.
     """
     ending = path.suffix.lower()
     if ending == ".jsonl":
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
         write_text(path, lines)
         return
-    frame = result.to_pandas()
     with atomic_file(path) as temporary:
         if ending == ".csv":
-            frame.to_csv(temporary, index=False)
+            csv_frame(result.to_pandas(), result.schema).to_csv(temporary, index=False)
         else:
-            frame.to_parquet(temporary, index=False)
+            import pyarrow.parquet as pq
+
+            pq.write_table(result.to_arrow(big_integers=big_integers), temporary)

@@ -123,6 +123,12 @@ def add_command(commands: Any) -> None:
         help="let the language model write freely and reject what is no record "
         "(default: only tokens that keep the record valid are allowed)",
     )
+    sample.add_argument(
+        "--big-integers",
+        choices=("decimal", "string"),
+        default="decimal",
+        help="integers of more than 64 bits in .parquet: decimals of 38 digits, none after the point, or text",
+    )
     add_device_options(sample)
     sample.set_defaults(run=run, interrupted=interrupted)
 
@@ -130,6 +136,7 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Sample; return the exit status: 1 if fewer records than wanted became valid."""
     # Whatever can be known to be wrong is reported before minutes are spent on sampling.
+    from difflm.pipelines.arrow_tables import output_notes
     from difflm.pipelines.table_files import check_output, is_folder, write_records
 
     to_folder = is_folder(arguments.output)
@@ -155,12 +162,14 @@ def run(arguments: argparse.Namespace) -> int:
         "unique": arguments.unique,
         "exclude_training_copies": arguments.exclude_training_copies,
     }
+    for note in output_notes(pipe.schema, ".parquet" if to_folder else output.suffix.lower(), arguments.big_integers):
+        print(f"difflm: note: {note}", file=sys.stderr)
     if to_folder:
         return _sample_shards(pipe, output, arguments, options)
     started = time.monotonic()
     result = pipe(num_samples=arguments.num_samples, seed=arguments.seed, **options)
     seconds = max(time.monotonic() - started, 1e-9)
-    write_records(result, output)
+    write_records(result, output, big_integers=arguments.big_integers)
     count = len(result.records)
     print(
         f"{count} records in {output} ({count / seconds:.1f} records/s, "
@@ -207,6 +216,7 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
             process_index=index,
             num_processes=count,
             on_shard_done=shard_done,
+            big_integers=arguments.big_integers,
             **options,
         )
         reports = [read_report(shard) for shard in shards]

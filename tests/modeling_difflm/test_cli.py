@@ -16,6 +16,7 @@ from difflm import cli
 from difflm.cli.command import build_parser, user_message
 from difflm.cli.fit import fit_arguments, last_checkpoint
 from difflm.cli.sample import condition_pair, typed_condition
+from difflm.pipelines.arrow_tables import to_arrow
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.record_schema import RecordSchema
 
@@ -30,13 +31,16 @@ SCHEMA = RecordSchema.infer(pd.DataFrame({"age": [30, 40, 50] * 20, "city": ["Ul
 class FakeOutput:
     valid_first_attempt = 0.995
     report = "nothing was rejected"
+    schema = RecordSchema.infer(pd.DataFrame(RECORDS).astype({"age": "Int64"}))
 
     def __init__(self, records):
         self.records = records
 
     def to_pandas(self):
-        frame = pd.DataFrame(self.records)
-        return frame.astype({"age": "Int64"}) if "age" in frame else frame
+        return self.schema.to_pandas(self.schema.to_records(self.records))
+
+    def to_arrow(self, *, big_integers):
+        return to_arrow(self.to_pandas(), self.schema, big_integers=big_integers)
 
 
 class FakePipeline:
