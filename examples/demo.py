@@ -292,7 +292,7 @@ def run(folder: Path, *, preset: str, minutes: float, num_samples: int, seed: in
     folder
         Gets ``pipeline/``, ``synthetic.parquet``, ``report.html`` and ``summary.json``.
     preset
-        Passed to ``difflm.training.train_difflm.fit``.
+        Passed to ``difflm.fit``.
     minutes
         Time limit of the fit.
     num_samples

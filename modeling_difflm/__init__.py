@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from difflm.pipelines.pipeline_difflm import DiffLMPipeline, DiffLMPipelineOutput
     from difflm.pipelines.record_schema import RecordSchema
     from difflm.training.data import TableError, read_table
-    from difflm.training.record_dataset import RecordTooLongError
-    from difflm.training.train_difflm import fit
+    from difflm.training.fitting import fit
+    from difflm.training.overlong import RecordTooLongError
 
 _MODULE_OF = {
     "DiffLMConfig": "difflm.modeling_difflm",
@@ -30,10 +30,10 @@ _MODULE_OF = {
     "DiffLMPipelineOutput": "difflm.pipelines.pipeline_difflm",
     "RecordParseError": "difflm.pipelines.errors",
     "RecordSchema": "difflm.pipelines.record_schema",
-    "RecordTooLongError": "difflm.training.record_dataset",
+    "RecordTooLongError": "difflm.training.overlong",
     "SchemaError": "difflm.pipelines.errors",
     "TableError": "difflm.training.data",
-    "fit": "difflm.training.train_difflm",
+    "fit": "difflm.training.fitting",
     "read_table": "difflm.training.data",
 }
 

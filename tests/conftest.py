@@ -132,7 +132,7 @@ def small_table() -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, str], small_table: pd.DataFrame):
     """A pipeline fitted for a few steps on ``small_table``, with its folder: (pipeline, folder)."""
-    from difflm.training.train_difflm import fit
+    from difflm.training.fitting import fit
 
     folder = tmp_path_factory.mktemp("fitted") / "out"
     pipeline = fit(small_table, folder, preset=tiny_preset(model_folders), show_progress=False)

@@ -31,9 +31,9 @@ def commands(program: str) -> list[list[str]]:
 @pytest.fixture
 def tiny_fit(monkeypatch, model_folders):
     """Give ``fit`` tiny models and few steps, whatever it is called with; the calls are returned."""
-    from difflm.training import train_difflm
+    from difflm.training import fitting
 
-    real_fit, calls = train_difflm.fit, []
+    real_fit, calls = fitting.fit, []
 
     def fit(data, output_dir, **keywords):
         calls.append(keywords)
@@ -53,7 +53,7 @@ def tiny_fit(monkeypatch, model_folders):
         }
         return real_fit(data, output_dir, **keywords | tiny)
 
-    monkeypatch.setattr(train_difflm, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     return calls
 
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from difflm.errors import DiffLMError
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.vocabulary import tokenize_segment
 
 
 IGNORED_LABEL = -100
 _CACHED_SEGMENT_CHARACTERS = 64
-
-
-class RecordTooLongError(DiffLMError, ValueError):
-    """A record has more tokens than the limit; cutting it would take its end-of-text token away."""
 
 
 class RecordDataset(Dataset):
@@ -37,10 +32,6 @@ class RecordDataset(Dataset):
     encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
     eos_token_id : int
         Ends every record.
-    max_length : int, default 1024
-        Most decoder tokens of a record, EOS included.
-    overlong : {"refuse", "drop"}, default "refuse"
-        A longer record raises [`RecordTooLongError`], or is left out and counted in ``num_dropped``.
     """
 
     def __init__(
@@ -50,32 +41,15 @@ class RecordDataset(Dataset):
         encoder_tokenizer: PreTrainedTokenizerBase,
         decoder_tokenizer: PreTrainedTokenizerBase,
         eos_token_id: int,
-        max_length: int = 1024,
-        overlong: Literal["refuse", "drop"] = "refuse",
     ) -> None:
-        if overlong not in ("refuse", "drop"):
-            raise ValueError(f"overlong={overlong!r} is neither 'refuse' nor 'drop'.")
-        self.schema, self.eos_token_id, self.max_length = schema, eos_token_id, max_length
+        self.schema, self.eos_token_id = schema, eos_token_id
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
         # Some tokenizers state no limit but a huge number.
         self.encoder_max_length = min(encoder_tokenizer.model_max_length, 512)
         self._segment_ids: dict[str, list[int]] = {}
-        self.records: list[dict[str, Any]] = []
-        self.lengths: list[int] = []
-        self.num_dropped = 0
-        for row, record in enumerate(records):
-            # A text never has more tokens than bytes: only a long one must be tokenised to know.
-            length = len(schema.serialize(record).encode())
-            if length + 1 > max_length and (tokens := len(self.token_ids(record))) > max_length:
-                if overlong == "refuse":
-                    raise RecordTooLongError(
-                        f"Row {row} has {tokens} tokens with its end-of-text token; the limit is {max_length}. Raise "
-                        "max_length (at most the decoder's context), drop its longest column, or pass overlong='drop'."
-                    )
-                self.num_dropped += 1
-                continue
-            self.records.append(record)
-            self.lengths.append(length)
+        self.records = list(records)
+        # In bytes, of which a text never has fewer than tokens: only a long one must be tokenised to know.
+        self.lengths = [len(schema.serialize(record).encode()) for record in self.records]
 
     def __len__(self) -> int:
         return len(self.records)

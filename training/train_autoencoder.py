@@ -2,27 +2,27 @@
 
     python -m difflm.training.train_autoencoder --data data.csv --save_dir autoencoder --output_dir checkpoints
 
-``--save_dir`` gets the autoencoder (``from_pretrained``), ``schema.json`` and ``latents.safetensors``, which
-``python -m difflm.training.train_denoiser`` trains on.
+``--save_dir`` gets the autoencoder (``from_pretrained``) and all that ``python -m difflm.training.train_denoiser``
+needs to end the fit. Options that are not given are those of ``difflm fit``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from difflm.files import write_json
-from difflm.pipelines.record_schema import RecordSchema
+from difflm.files import atomic_folder
+from difflm.pipelines.conditions import ConditionEncoder
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
-from difflm.training.autoencoder_trainer import AutoencoderTrainer
-from difflm.training.encode_latents import encode_latents
-from difflm.training.latents import LatentDataset
-from difflm.training.record_dataset import RecordDataset
-from difflm.training.stages import load_model, read_data, resolve_settings, split_records
+from difflm.training.build_autoencoder import build_autoencoder
+from difflm.training.fitting import encode, train_autoencoder
+from difflm.training.preparation import prepare, resolve_settings
+from difflm.training.script_arguments import parse
 
 
 @dataclass
@@ -31,51 +31,57 @@ class ScriptArguments:
 
     data: str = field(metadata={"help": "Table: .csv, .tsv, .parquet, .jsonl or .json."})
     save_dir: str = field(metadata={"help": "Folder for the trained autoencoder and the latents."})
+    output_dir: str = field(default="checkpoints", metadata={"help": "Folder for checkpoints."})
     validation: str | None = field(default=None, metadata={"help": "Held-out table. None: a tenth of the data."})
+    domain: str = field(default="tables", metadata={"help": "What the data is."})
     preset: str = field(default="small", metadata={"help": "tiny, small or paper: models and record format."})
     encoder: str | None = field(default=None, metadata={"help": "Encoder instead of the preset's."})
     decoder: str | None = field(default=None, metadata={"help": "Frozen causal LM instead of the preset's."})
     injection: str | None = field(default=None, metadata={"help": "kv_memory, soft_prompt or embedding."})
     record_format: str | None = field(default=None, metadata={"help": "json or values."})
+    epochs: float | None = field(default=None, metadata={"help": "Most passes over the table."})
+    max_minutes: float | None = field(default=None, metadata={"help": "Limit of both scripts together."})
+    batch_size: int | None = field(default=None, metadata={"help": "Records of a training step."})
     max_length: int = field(default=1024, metadata={"help": "Most decoder tokens of a record."})
+    overlong: str = field(default="refuse", metadata={"help": "What becomes of longer records: refuse or drop."})
+    seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
+    read_options: str = field(default="{}", metadata={"help": "How the data is read, as JSON."})
     model_kwargs: str = field(default="{}", metadata={"help": "Further fields of DiffLMConfig, as JSON."})
+    policy: str = field(default="{}", metadata={"help": "Constants of training to change, as JSON."})
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run the script."""
-    parts: Any = (ScriptArguments, AutoencoderTrainingArguments)
-    script, args = HfArgumentParser(parts).parse_args_into_dataclasses(args=arguments)
-    settings = resolve_settings(
-        script.preset,
-        encoder=script.encoder,
-        decoder=script.decoder,
-        injection=script.injection,
-        record_format=script.record_format,
+    script, training_kwargs = parse(ScriptArguments, AutoencoderTrainingArguments, words)
+    resume_from = training_kwargs.pop("resume_from_checkpoint", None)
+    names = ("encoder", "decoder", "injection", "record_format", "epochs", "max_minutes", "batch_size")
+    chosen = {name: getattr(script, name) for name in names}
+    prepared = prepare(
+        script.data,
+        resolve_settings(script.preset, **chosen, policy=json.loads(script.policy)),
+        validation=script.validation,
+        domain=script.domain,
+        read_options=json.loads(script.read_options),
+        max_length=script.max_length,
+        overlong=cast(Literal["refuse", "drop"], script.overlong),
+        seed=script.seed,
     )
-    frame = read_data(script.data)
-    schema = RecordSchema.infer(frame, record_format=settings.record_format)
-    records = schema.to_records(frame)
-    if script.validation is None:
-        train, held_out = split_records(records, args.seed)
-    else:
-        train, held_out = records, schema.to_records(read_data(script.validation))
-    set_seed(args.seed)
-    model, (encoder_tokenizer, decoder_tokenizer) = load_model(
-        settings, json.loads(script.model_kwargs), schema, train
+    conditions = ConditionEncoder.fit(prepared.train, prepared.schema.columns)
+    show_progress = not training_kwargs.get("disable_tqdm", False)
+    set_seed(script.seed)
+    model = build_autoencoder(prepared, json.loads(script.model_kwargs))
+    log = train_autoencoder(
+        model,
+        prepared,
+        script.output_dir,
+        seed=script.seed,
+        resume_from=None if resume_from is None else Path(resume_from),
+        show_progress=show_progress,
+        training_kwargs=training_kwargs,
     )
-    train_set, held_out_set = (
-        RecordDataset(part, schema, encoder_tokenizer, decoder_tokenizer, model.config.eos_token_id, script.max_length)
-        for part in (train, held_out)
-    )
-    pad = encoder_tokenizer.pad_token_id or 0
-    trainer = AutoencoderTrainer(model, args, train_set, held_out_set, pad)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_metrics("eval", trainer.keep_best())
-    folder = Path(script.save_dir)
-    model.save_pretrained(folder)
-    write_json(folder / "schema.json", schema.to_dict())
-    posterior = encode_latents(model, train_set, encoder_pad_token_id=pad, show_progress=not args.disable_tqdm)
-    LatentDataset(mean=posterior.mean, log_variance=posterior.log_variance).save(folder / "latents.safetensors")
+    fitted = encode(model, prepared, conditions, log | {"seed": script.seed}, show_progress=show_progress)
+    with atomic_folder(script.save_dir) as folder:
+        fitted.save(folder)
 
 
 if __name__ == "__main__":

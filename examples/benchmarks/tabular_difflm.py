@@ -48,7 +48,7 @@ def sample_difflm(
     """
     from difflm import fit
     from difflm.pipelines import DiffLMPipeline
-    from difflm.training.stages import resolve_settings
+    from difflm.training.preparation import resolve_settings
 
     prior = PRIORS[method]
     if method in MODELS:

@@ -94,7 +94,7 @@ def add_command(commands: Any) -> None:
 
 
 def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Translate the options of ``difflm fit`` into keyword arguments of ``difflm.training.train_difflm.fit``.
+    """Translate the options of ``difflm fit`` into keyword arguments of ``difflm.fit``.
 
     Options that were not given are left out, so that the preset decides.
     """
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.data, arguments.validation)):
         if not Path(path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
-    from difflm.training.train_difflm import fit
+    from difflm.training.fitting import fit
 
     started = time.monotonic()
     fit(arguments.data, arguments.output_dir, **fit_arguments(arguments))

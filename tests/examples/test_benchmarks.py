@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from difflm.pipelines import DiffLMPipeline
 from difflm.training.evaluation.baselines import BaselineUnavailableError
+from difflm.training.policy import Policy
 from difflm.training.presets import PRESETS
 from tests.conftest import tiny_preset
 
@@ -231,8 +233,8 @@ def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, t
 def test_the_draft_alone_is_sampled_and_the_fit_without_it_is_another(
     tabular, data_dir, tmp_path, monkeypatch, model_folders
 ):
-    monkeypatch.setitem(PRESETS, "tiny", tiny_preset(model_folders))
-    monkeypatch.setattr("difflm.training.stages.MIN_ROWS_TO_WARM_UP", 100)
+    policy = Policy(min_rows_to_warm_up=100)
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(tiny_preset(model_folders), policy=policy))
     results, fits = tmp_path / "results", tmp_path / "fits"
     options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1, "--fit-dir", fits]
     options += ["--preset", "tiny", "--rows", 40, "--methods", "difflm,difflm_draft_alone,difflm_no_draft"]

@@ -116,9 +116,9 @@ def stand_ins(monkeypatch, penguins):
         demo.write_records(pipe(num_samples, seed, demo.BATCH_SIZE), output)
         return output.read_bytes()
 
-    module = types.ModuleType("difflm.training.train_difflm")
+    module = types.ModuleType("difflm.training.fitting")
     module.fit = fit
-    monkeypatch.setitem(demo.sys.modules, "difflm.training.train_difflm", module)
+    monkeypatch.setitem(demo.sys.modules, "difflm.training.fitting", module)
     monkeypatch.setattr(demo, "sample_in_new_process", resample)
     return sampled
 

@@ -80,9 +80,9 @@ def fake_fit(monkeypatch):
         state.calls.append((data, output_dir, keywords))
         return state.behaviour()
 
-    module = types.ModuleType("difflm.training.train_difflm")
+    module = types.ModuleType("difflm.training.fitting")
     module.fit = fit
-    monkeypatch.setitem(sys.modules, "difflm.training.train_difflm", module)
+    monkeypatch.setitem(sys.modules, "difflm.training.fitting", module)
     return state
 
 
@@ -191,7 +191,7 @@ class TestFit:
         assert fake_fit.calls == []
 
     def test_the_fit_takes_every_option(self, table):
-        from difflm.training.train_difflm import fit
+        from difflm.training.fitting import fit
 
         every = "--encoder e --decoder d --injection soft_prompt --record-format values --epochs 1 --max-minutes 1"
         every += " --batch-size 1 --condition-columns a --text-columns b --validation v"

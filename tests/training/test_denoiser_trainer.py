@@ -13,7 +13,7 @@ from diffusers import KarrasVeScheduler
 
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.pipelines.latent_sampling import sample_latents
-from difflm.training import denoiser_trainer, train_denoiser
+from difflm.training import denoiser_trainer
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.latents import LatentDataset
@@ -454,7 +454,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
         make_arguments(**arguments)
 
 
-# Files and the script
+# Files
 
 
 def test_latents_file_roundtrip(tmp_path: Path) -> None:
@@ -469,30 +469,3 @@ def test_latents_file_roundtrip(tmp_path: Path) -> None:
     assert loaded.labels is not None and torch.equal(loaded.labels, data.labels)
     assert (loaded.class_sizes, loaded.class_names) == ([2], ["mode"])
     assert loaded.record_digests is not None and torch.equal(loaded.record_digests, data.record_digests)
-
-
-def test_the_script_trains_and_saves_a_loadable_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = two_modes(40)
-    data.record_digests = torch.full((40, 16), 7, dtype=torch.uint8)
-    data.save(tmp_path / "latents.safetensors")
-    command = ["--latents_file", str(tmp_path / "latents.safetensors"), "--save_dir", str(tmp_path / "out")]
-    command += ["--hidden_size", "32", "--num_blocks", "2", "--max_steps", "4", "--device", "cpu"]
-    command += ["--show_progress", "false", "--output_dir", str(tmp_path / "checkpoints"), "--resume", "auto"]
-    assert train_denoiser.main(command) == 0
-    assert "Best validation loss" in capsys.readouterr().out
-    loaded = DiffLMDenoiser.from_pretrained(tmp_path / "out")
-    assert loaded.config.class_names == ["mode"] and loaded.record_digests.shape == (40, 16)
-    assert float(loaded.scaler.latent_std.max()) > 2
-    result = json.loads((tmp_path / "out" / "training_result.json").read_text(encoding="utf-8"))
-    assert result["steps"] == 4 and result["history"][-1]["step"] == 4
-
-
-def test_the_script_names_an_unreadable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    missing = tmp_path / "missing.safetensors"
-    assert train_denoiser.main(["--latents_file", str(missing), "--save_dir", str(tmp_path / "out")]) == 1
-    assert "missing.safetensors" in capsys.readouterr().err
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"not safetensors")
-    assert train_denoiser.main(["--latents_file", str(broken), "--save_dir", str(tmp_path / "out")]) == 1
-    assert "broken.safetensors" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

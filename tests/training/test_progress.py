@@ -8,9 +8,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from difflm.training.autoencoder_trainer import TimeBudget
+from difflm.training.fitting import fit
 from difflm.training.presets import Preset
 from difflm.training.progress import FitProgress
-from difflm.training.train_difflm import fit
 
 
 class Budget(TimeBudget):

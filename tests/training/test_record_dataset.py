@@ -1,12 +1,11 @@
-"""Exact tensors of the dataset and the collator; EOS is never cut away."""
+"""Exact tensors of the dataset and the collator."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from difflm.pipelines.record_schema import RecordSchema
-from difflm.training.record_dataset import RecordCollator, RecordDataset, RecordTooLongError
+from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
 RECORDS = [{"a": 1, "b": "x"}, {"a": 23, "b": "y"}]
@@ -41,19 +40,3 @@ def test_values_stand_beside_the_text(encoder_tokenizer, decoder_tokenizer):
     schema = RecordSchema.infer(words, text_columns=["b"])
     data = RecordDataset(words, schema, encoder_tokenizer, decoder_tokenizer, eos_token_id=1)
     assert "feature_values" not in RecordCollator()([data[0]])
-
-
-def test_a_long_record_is_refused_with_its_row(encoder_tokenizer, decoder_tokenizer):
-    with pytest.raises(RecordTooLongError, match=r"Row 1 has 5 tokens .* the limit is 4"):
-        dataset(encoder_tokenizer, decoder_tokenizer, max_length=4)
-
-
-def test_or_dropped_and_counted(encoder_tokenizer, decoder_tokenizer):
-    data = dataset(encoder_tokenizer, decoder_tokenizer, max_length=4, overlong="drop")
-    assert (len(data), data.num_dropped) == (1, 1)
-    assert data[0]["labels"][-1] == 1
-
-
-def test_an_unknown_choice(encoder_tokenizer, decoder_tokenizer):
-    with pytest.raises(ValueError, match="neither 'refuse' nor 'drop'"):
-        dataset(encoder_tokenizer, decoder_tokenizer, overlong="cut")

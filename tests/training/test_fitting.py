@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import warnings
 
@@ -15,19 +14,20 @@ from safetensors.torch import load_file
 
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import autoencoder_trainer, stages, train_difflm
+from difflm.training import autoencoder_trainer, fitting, preparation
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.denoiser_trainer import DenoiserTrainer
-from difflm.training.fit_folder import FitFolder
+from difflm.training.fitting import fit, warn_of_idle_latents
+from difflm.training.overlong import RecordTooLongError
+from difflm.training.policy import Policy
+from difflm.training.preparation import prepare
 from difflm.training.presets import PRESETS, Preset
-from difflm.training.record_dataset import RecordTooLongError
-from difflm.training.stages import split_records
-from difflm.training.train_difflm import fit, warn_of_idle_latents
+from tests.conftest import tiny_preset
 
 
-def test_the_posterior_reads_columns_as_in_training(fitted, small_table):
+def test_the_posterior_reads_columns_as_in_training(fitted, small_table, model_folders):
     pipeline, folder = fitted
-    train, _ = split_records(pipeline.schema.to_records(small_table), 0)
+    train = prepare(small_table, tiny_preset(model_folders)).train
     expected = load_file(folder / "latents.safetensors")["mean"]
     torch.testing.assert_close(pipeline.encode(train).cpu(), expected, atol=0.02, rtol=0.02)
     assert pipeline.autoencoder.config.num_feature_columns == len(small_table.columns)
@@ -112,8 +112,9 @@ def test_interrupted_fits_resume(preset, small_table, tmp_path, monkeypatch, sta
     resumed = fit(
         small_table, tmp_path / "parts", preset=preset, show_progress=False, training_kwargs=training, resume=True
     )
-    for name, value in whole.autoencoder.state_dict().items():
-        assert torch.equal(value, resumed.autoencoder.state_dict()[name]), name
+    for part in ("autoencoder", "denoiser"):
+        for name, value in getattr(whole, part).state_dict().items():
+            assert torch.equal(value, getattr(resumed, part).state_dict()[name]), name
     assert (tmp_path / "parts" / "model_index.json").exists()
 
 
@@ -124,11 +125,10 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
     )
     monkeypatch.setattr(AutoencoderTrainer, "keep_best", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     for name, seconds in (("fast", 1.0), ("slow", 60.0), ("hopeless", 1e6), ("warmed up", 1.0)):
-        if name == "warmed up":
-            monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 1)
-        monkeypatch.setattr(stages, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
+        policy = Policy(min_rows_to_warm_up=1) if name == "warmed up" else None
+        monkeypatch.setattr(fitting, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
         with pytest.raises(KeyboardInterrupt):
-            fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0)
+            fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0, policy=policy)
     assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # the slow one encodes both parts for two minutes
 
 
@@ -140,7 +140,7 @@ def test_the_denoisers_best_weights_are_looked_for_often(preset, small_table, tm
         found.append((args.max_steps, args.eval_steps))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_difflm, "DenoiserTrainer", trainer)
+    monkeypatch.setattr(fitting, "DenoiserTrainer", trainer)
     with pytest.raises(KeyboardInterrupt):
         fit(
             small_table,
@@ -157,8 +157,8 @@ def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path,
     monkeypatch.setattr(
         autoencoder_trainer, "warm_up_latents", lambda *args, **options: steps.append(options["steps"])
     )
-    monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 54 if warmed else 55)
-    pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
+    policy = {"min_rows_to_warm_up": 54 if warmed else 55}
+    pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False, policy=policy)
     assert steps == ([1500] if warmed else [])
     config = pipeline.autoencoder.config
     assert config.column_loss_weight == (1.0 if warmed else 0.0)
@@ -167,8 +167,8 @@ def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path,
     assert (log["reconstruction_draft_alone"] is not None) == warmed
 
 
-def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "MIN_ROWS_TO_WARM_UP", 54)
+def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path):
+    preset = dataclasses.replace(preset, policy=Policy(min_rows_to_warm_up=54))
     pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
     loaded = DiffLMPipeline.from_pretrained(tmp_path / "out")
     sampled = [
@@ -195,43 +195,6 @@ def test_resuming_with_other_settings_is_refused(preset, small_table, tmp_path, 
         fit(small_table, tmp_path / "out", preset=preset, seed=7, resume=True)
 
 
-class TestFolders:
-    def test_a_folder_that_is_not_ours_is_left_alone(self, preset, small_table, tmp_path):
-        (tmp_path / "thesis.txt").write_text("mine")
-        for options in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(FileExistsError, match="was not written by a fit; nothing in it is touched"):
-                fit(small_table, tmp_path, preset=preset, **options)
-        assert (tmp_path / "thesis.txt").read_text() == "mine"
-
-    def test_a_file(self, preset, small_table, tmp_path):
-        (tmp_path / "out").write_text("")
-        with pytest.raises(NotADirectoryError, match="name a folder"):
-            fit(small_table, tmp_path / "out", preset=preset)
-
-    def test_a_finished_fit(self, fitted, preset, small_table):
-        with pytest.raises(FileExistsError, match="a fitted pipeline: overwrite it"):
-            fit(small_table, fitted[1], preset=preset)
-        with pytest.raises(FileExistsError, match="nothing to resume"):
-            fit(small_table, fitted[1], preset=preset, resume=True)
-
-    def test_nothing_to_resume(self, preset, small_table, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no fit to resume"):
-            fit(small_table, tmp_path / "out", preset=preset, resume=True)
-
-    def test_no_space_left_keeps_what_was_there(self, fitted, tmp_path, monkeypatch):
-        folder = FitFolder(tmp_path / "out")
-        folder.prepare()
-        (folder.path / "model_index.json").write_text("old")
-
-        def full(*args, **kwargs):
-            raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
-
-        monkeypatch.setattr(DiffLMPipeline, "save_pretrained", full)
-        with pytest.raises(OSError, match="No space left"):
-            folder.save_pipeline(fitted[0], {}, lambda path: None)
-        assert (folder.path / "model_index.json").read_text() == "old"
-
-
 class TestData:
     def write(self, path, text):
         path.write_text(text, encoding="utf-8")
@@ -254,7 +217,7 @@ class TestData:
 
     def test_a_row_longer_than_the_limit(self, preset, tmp_path):
         frame = pd.DataFrame({"note": ["short", "x" * 300, "fine"], "n": [1, 2, 3]})
-        with pytest.raises(RecordTooLongError, match="Row 1 has 30"):
+        with pytest.raises(RecordTooLongError, match=r"Row 1 \(the first is 0\) has 30"):
             fit(frame, tmp_path / "out", preset=preset, max_length=100)
 
     def test_hostile_values_survive_a_fit(self, preset, tmp_path):
@@ -295,10 +258,11 @@ def test_a_fit_that_was_too_short_says_so(own, shuffled, idle):
 @pytest.mark.parametrize(("fast", "size"), [(True, 16), (False, 8)])
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="the CPU is idle")
 def test_batches_are_smaller_where_steps_are_slow(fast, size, monkeypatch):
-    monkeypatch.setattr(stages, "multiplies_bf16", lambda device: fast)
-    assert stages.resolve_settings("small").batch_size == size
-    assert stages.resolve_settings("small", batch_size=4).batch_size == 4
-    assert stages.resolve_settings("paper").batch_size == 16
+    monkeypatch.setattr(preparation, "multiplies_bf16", lambda device: fast)
+    assert preparation.resolve_settings("small").batch_size == size
+    assert preparation.resolve_settings("small", batch_size=4).batch_size == 4
+    assert preparation.resolve_settings("small", policy={"batch_size": 5, "slow_batch_size": 5}).batch_size == 5
+    assert preparation.resolve_settings("paper").batch_size == 16
 
 
 def test_presets():

@@ -1,0 +1,43 @@
+"""The autoencoder before its training: as the settings say, with what the records' columns ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from difflm.devices import choose_device
+from difflm.modeling_difflm import DiffLMModel
+from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.vocabulary import tokenize_segment
+from difflm.training.preparation import Prepared
+from difflm.training.record_draft import draft_options
+
+
+def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = None) -> DiffLMModel:
+    """Build the model of a fit. Its new weights are drawn from torch's global generator.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    model_kwargs : dict, optional
+        Fields of [`DiffLMConfig`], which go before those that the settings and the records give.
+    """
+    settings, schema, policy = prepared.settings, prepared.schema, prepared.settings.policy
+    options = settings.model | (model_kwargs or {})
+    warms_up = settings.column_features and len(prepared.train) >= policy.min_rows_to_warm_up
+    if settings.column_features:
+        weight = {} if warms_up else {"column_loss_weight": 0.0}
+        options = {"num_feature_columns": len(schema.feature_columns)} | weight | options
+    if settings.column_embeddings and len(schema.columns) > 1:
+        tokenizer, most = prepared.tokenizers.decoder, policy.max_embedded_columns
+        options = _column_options(schema, tokenizer, most) | options
+        if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
+            options = draft_options(prepared.train, schema, tokenizer, separators, most) | options
+    return DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options).to(choose_device())
+
+
+def _column_options(schema: RecordSchema, tokenizer: Any, most: int) -> dict[str, Any]:
+    between = schema.fixed_segments()[1:-1]
+    return {
+        "num_embedded_columns": min(len(schema.columns), most),
+        "separator_token_ids": sorted({tokenize_segment(tokenizer, text)[0] for text in between}),
+    }
