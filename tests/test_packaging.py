@@ -10,6 +10,8 @@ from importlib.metadata import entry_points, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from difflm import cli
 
@@ -235,6 +237,20 @@ def test_constraints_cover_what_is_required():
     wanted = [line for line in requires("difflm") or [] if "extra ==" not in line or re.search("extra == .dev.", line)]
     names = {re.split(r"[\s<>=!;\[]", line)[0].lower().replace("-", "_") for line in wanted} - {"difflm"}
     assert names - {name.replace("-", "_") for name in pinned} == set()
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    """`make lowest` runs on the very versions that setup.cfg claims: a bound that nobody runs is a guess."""
+    tested = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text(), flags=re.MULTILINE))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    lists = [setup["options"]["install_requires"], *map(setup["options.extras_require"].get, ("evaluation", "gguf"))]
+    for line in "\n".join(lists).splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            (bound,) = requirement.specifier
+            found = tested[requirement.name.lower().replace("_", "-")]
+            assert bound.operator == ">=" and Version(bound.version) == Version(found), line
 
 
 def test_the_project_is_typed_and_licensed():
