@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from .choice_kinds import BooleanKind, CategoryKind, NullKind
+from .date_kinds import DateKind, DatetimeKind, TimeKind, ZonedKind
 from .errors import ConditionError, RecordParseError, SchemaError
 from .kind_base import ColumnKind, condition_scalar
 from .nested_kind import JsonKind
@@ -18,10 +19,23 @@ from .values import clean_text, is_missing
 
 #: The kinds of columns by name. A new one is a class in a file of its own, entered here.
 KINDS: dict[str, type[ColumnKind]] = {
-    kind.name: kind for kind in (IntegerKind, DecimalKind, CategoryKind, BooleanKind, TextKind, NullKind, JsonKind)
+    kind.name: kind
+    for kind in (
+        IntegerKind,
+        DecimalKind,
+        CategoryKind,
+        BooleanKind,
+        TextKind,
+        NullKind,
+        JsonKind,
+        DateKind,
+        DatetimeKind,
+        ZonedKind,
+        TimeKind,
+    )
 }
 
-_TIMESPECS = ("day", "seconds", "microseconds", "nanoseconds")
+_TIMESPECS = ("day", "minutes", "seconds", "microseconds", "nanoseconds")
 
 
 @dataclass(frozen=True)
@@ -32,19 +46,22 @@ class Column:
     ----------
     name : str
         The key in the record.
-    kind : {"integer", "decimal", "category", "boolean", "text", "null", "json"}
-        "null" is a column without any value; "json" holds nested objects or arrays.
+    kind : {"integer", "decimal", "category", "boolean", "text", "null", "json", "date", "datetime", "zoned", "time"}
+        "null" is a column without any value; "json" holds nested objects or arrays; "zoned" are dates with a time and
+        an offset from UTC, "time" are times of day. Dates and times are texts in ISO 8601.
     nullable : bool, default False
         Whether a value may be missing (null).
     decimals : int, optional
         Decimal columns: every value is written with exactly so many digits after the point (at most 12 when inferred:
         values with more are rounded to 12). None: each value is written with the digits it has. Never an exponent.
+        Columns with a time: digits of the fraction of a second (further ones are cut off); None for none.
     trimmed : bool, default False
         Decimal columns with ``decimals``: that is the most; zeros at the end are left out but for one digit (16.0).
     categories : tuple, optional
-        The values of a category column (strings or numbers), most frequent first, ties in order of value.
-    minimum, maximum : int or float, optional
-        Range of a number column seen in training.
+        The values of a category column (strings or numbers), most frequent first, ties in order of value. A column of
+        few dates may have them, too.
+    minimum, maximum : int, float or str, optional
+        Range of a column of numbers, dates or times seen in training.
     exclusive_minimum, exclusive_maximum : bool, default False
         Decimal columns: whether the bound itself is out of the range.
     max_length : int, optional
@@ -57,8 +74,13 @@ class Column:
         For dtype "category": the dtype's own list of categories, in its order.
     dtype_ordered : bool, default False
         For dtype "category": whether the categories are ordered.
-    timespec : {"day", "seconds", "microseconds", "nanoseconds"}, optional
-        For datetime dtypes, whose values are written as ISO 8601 strings (in UTC if they have a time zone).
+    timespec : {"minutes", "seconds"}, optional
+        Columns with a time: its finest unit. ("day", "seconds", "microseconds" and "nanoseconds" are the forms of
+        dates in category and text columns of earlier versions.)
+    offset : str, optional
+        "zoned" columns: the offset from UTC that all values are written with, such as "+02:00".
+    date_format : str, optional
+        Columns of dates or times that are text in the data: how, in strftime's directives.
     bounded : bool, default False
         Whether minimum, maximum and max_length are part of the type (a user's JSON Schema) rather than an observation.
     """
@@ -69,8 +91,8 @@ class Column:
     decimals: int | None = None
     trimmed: bool = False
     categories: tuple[Any, ...] | None = None
-    minimum: int | float | None = None
-    maximum: int | float | None = None
+    minimum: Any = None
+    maximum: Any = None
     exclusive_minimum: bool = False
     exclusive_maximum: bool = False
     max_length: int | None = None
@@ -79,6 +101,8 @@ class Column:
     dtype_categories: tuple[Any, ...] | None = None
     dtype_ordered: bool = False
     timespec: str | None = None
+    offset: str | None = None
+    date_format: str | None = None
     bounded: bool = False
 
     def __post_init__(self) -> None:
@@ -96,18 +120,6 @@ class Column:
     def rules(self) -> ColumnKind:
         """What the column's kind says about its values."""
         return KINDS[self.kind](self)
-
-    @cached_property
-    def pattern(self) -> str | None:
-        """Regular expression (anchored) of ISO dates kept as text; None for other columns."""
-        if self.timespec is None:
-            return None
-        pattern = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-        if self.timespec != "day":
-            pattern += r"T[0-9]{2}:[0-9]{2}:[0-9]{2}"
-            pattern += {"microseconds": r"\.[0-9]{6}", "nanoseconds": r"\.[0-9]{9}"}.get(self.timespec, "")
-            pattern += r"\+00:00" if "," in self.dtype else ""
-        return f"^{pattern}$"
 
     def normalize(self, value: Any) -> Any:
         """Return ``value`` as it comes back from a round trip: None, bool, int, float, str, or nested JSON.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .date_forms import instant
 from .errors import ConditionError
 
 
@@ -168,7 +169,7 @@ class ConditionEncoder:
             return self.class_sizes[position] - 1
         if index is not None:
             return index[_key(value)]
-        return bisect.bisect_right(entry["edges"], float(value))
+        return bisect.bisect_right(entry["edges"], _number(value))
 
     def _weights(self, position: int, condition: ColumnCondition) -> Tensor:
         entry = self.classes[position]
@@ -178,8 +179,8 @@ class ConditionEncoder:
                 weights[self._label(position, value)] += 1.0
             return weights
         low, high = entry["range"]
-        wanted_low = -math.inf if condition.minimum is None else condition.minimum
-        wanted_high = math.inf if condition.maximum is None else condition.maximum
+        wanted_low = -math.inf if condition.minimum is None else _number(condition.minimum)
+        wanted_high = math.inf if condition.maximum is None else _number(condition.maximum)
         bounds = [low, *entry["edges"], high]
         for label, share in enumerate(entry["shares"]):
             left, right = bounds[label], bounds[label + 1]
@@ -189,6 +190,11 @@ class ConditionEncoder:
         if weights.sum() == 0:  # outside what was seen: the nearest bin
             weights[0 if wanted_high < low else len(entry["shares"]) - 1] = 1.0
         return weights
+
+
+def _number(value: Any) -> float:
+    """Where a number, or a date as text, lies among the edges of the bins."""
+    return instant(value) if isinstance(value, str) else float(value)
 
 
 def _key(value: Any) -> tuple[bool, Any]:

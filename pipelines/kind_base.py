@@ -15,6 +15,8 @@ from .values import as_text, date_text, is_missing, listed, shown
 
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .column_kinds import Column
 
 #: Turns a column's normalised value into the text that a record holds for it.
@@ -95,8 +97,6 @@ class ColumnKind:
         """JSON Schema of the value, null included where it may be missing."""
         schema: dict[str, Any] = {"type": [self.json_type, "null"] if self.column.nullable else self.json_type}
         column = self.column
-        if column.pattern is not None:
-            schema["pattern"] = column.pattern
         if bounded or column.bounded:
             bounds = {"minimum": column.minimum, "maximum": column.maximum, "maxLength": column.max_length}
             schema.update({key: bound for key, bound in bounds.items() if bound is not None})
@@ -130,6 +130,10 @@ class ColumnKind:
 
     def typical(self) -> Any:
         """A normalised value to encode in place of a gap."""
+        return None
+
+    def restored(self, values: Sequence[Any]) -> pd.Series | None:
+        """A table's column of normalised values, where the dtype alone does not say how; missing ones are None."""
         return None
 
     # ---- features for the latent

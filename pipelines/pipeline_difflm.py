@@ -28,6 +28,8 @@ from .call_arguments import check_output_type, choose_seed, given_latents, given
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
+from .date_forms import DateForm  # noqa: F401
+from .date_kinds import DateKind  # noqa: F401
 from .decode_rows import decode_rows  # noqa: F401
 from .errors import DiffLMError  # noqa: F401
 from .grammar_cache import GrammarCache
@@ -49,6 +51,7 @@ from .sampling_run import RecordJudge, SamplingRun
 from .schema_columns import schema_columns  # noqa: F401
 from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
+from .time_zones import find_zone  # noqa: F401
 from .token_sampling import RowRandom, check_sampling_options
 from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401

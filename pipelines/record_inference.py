@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from difflm.pipelines.column_kinds import Column
+from difflm.pipelines.date_inference import by_frequency, infer_dates
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.json_values import plain_json
 from difflm.pipelines.nested_inference import infer_json_schema
 from difflm.pipelines.record_schema import RecordSchema
-from difflm.pipelines.values import as_text, clean_text, date_text, listed, shown
+from difflm.pipelines.values import as_text, clean_text, listed, shown
 
 
 def infer_schema(
@@ -60,9 +61,10 @@ def _infer_column(name: str, series: pd.Series, forced: str | None, max_categori
     if len(values) == 0:
         warnings.warn(f"column {name!r} has no values at all: it will be null in every record", stacklevel=4)
         return column
-    if isinstance(dtype, pd.DatetimeTZDtype) or pd.api.types.is_datetime64_dtype(dtype):
-        column = replace(column, timespec=_timespec(values))
-        values = values.map(lambda value: date_text(value, column.timespec))
+    if column.dtype != "category" and forced != "text" and not (forced == "category" and _is_string(values)):
+        dates = infer_dates(column, values)
+        if dates is not None:
+            return _date_column(*dates, forced, max_categories)
     family = "text" if forced == "text" else _family(name, values)
     if family == "json":
         schema = infer_json_schema((plain_json(value, None, name) for value in values), name)
@@ -71,17 +73,33 @@ def _infer_column(name: str, series: pd.Series, forced: str | None, max_categori
         return replace(column, kind="boolean")
     if family == "number":
         return _infer_number(column, values, forced, max_decimals)
-    is_string = column.timespec is not None or all(isinstance(value, str) for value in values)
+    is_string = _is_string(values)
     strings = values.map(lambda value: clean_text(as_text(value)))
     if not is_string and column.dtype != "category":
         column = replace(column, dtype="object")
     counts = Counter(strings)
-    distinct = len(counts)
-    is_text = distinct > max_categories or distinct > 20 and distinct * 2 > len(strings)
+    is_text = not _is_list(counts, max_categories)
     if forced == "text" or forced is None and is_text and column.dtype != "category":
         dtype_name = "object" if column.dtype == "category" else column.dtype
         return replace(column, kind="text", max_length=int(strings.map(len).max()), dtype=dtype_name)
-    return replace(column, kind="category", categories=_by_frequency(counts))
+    return replace(column, kind="category", categories=by_frequency(counts))
+
+
+def _is_string(values: pd.Series) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_list(counts: Counter[Any], max_categories: int) -> bool:
+    """Whether values repeat so much that a new record has one of them."""
+    distinct = len(counts)
+    return distinct <= max_categories and (distinct <= 20 or distinct * 2 <= counts.total())
+
+
+def _date_column(column: Column, texts: list[str], forced: str | None, max_categories: int) -> Column:
+    counts = Counter(texts)
+    if forced == "category" or _is_list(counts, max_categories):
+        column = replace(column, categories=by_frequency(counts))
+    return column
 
 
 # Characters per value, on average, from which zeros at the end are not worth writing.
@@ -138,10 +156,10 @@ def _infer_number(column: Column, values: pd.Series, forced: str | None, max_dec
     if all(value == int(value) for value in exact):
         whole = [int(value) for value in exact]
         if forced == "category" or column.dtype == "category":
-            return replace(column, kind="category", categories=_by_frequency(Counter(whole)))
+            return replace(column, kind="category", categories=by_frequency(Counter(whole)))
         return replace(column, kind="integer", minimum=min(whole), maximum=max(whole))
     if forced == "category" or column.dtype == "category":
-        return replace(column, kind="category", categories=_by_frequency(Counter(float(value) for value in exact)))
+        return replace(column, kind="category", categories=by_frequency(Counter(float(value) for value in exact)))
     small = column.dtype.lower() if column.dtype.lower() in ("float32", "float16") else "float64"
     numbers = np.unique(np.asarray(exact, dtype=small))
     decimals = max(
@@ -166,19 +184,8 @@ def _count_decimals(text: str, limit: int) -> int:
     return len(digits)
 
 
-def _by_frequency(counts: Counter[Any]) -> tuple[Any, ...]:
-    return tuple(value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 def _category_scalar(value: Any) -> Any:
     """A category of a pandas dtype as a JSON scalar: dates and intervals become strings."""
     return value if isinstance(value, (str, bool, int, float)) else as_text(value)
 
 
-def _timespec(values: pd.Series) -> str:
-    """The coarsest form that keeps every timestamp."""
-    if values.dt.tz is None and (values == values.dt.normalize()).all():
-        return "day"
-    if values.dt.nanosecond.any():
-        return "nanoseconds"
-    return "microseconds" if values.dt.microsecond.any() else "seconds"

@@ -73,6 +73,8 @@ def _series(values: list[Any]) -> pd.Series:
 def restore_dtype(values: list[Any], column: Column) -> pd.Series:
     import pandas as pd
 
+    if (series := column.rules.restored(values)) is not None:
+        return series
     if column.dtype == "category":
         dtype = pd.CategoricalDtype(list(column.dtype_categories or ()), column.dtype_ordered)
         return pd.Series(pd.Categorical(values, dtype=dtype))

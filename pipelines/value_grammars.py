@@ -3,7 +3,7 @@
 Three kinds of grammar serve the values:
 
 * literals (categories, booleans, null, conditions): a trie over the canonical tokens, those seen in training;
-* numbers: a token automaton over the few tokens made of digits, minus and point, exact for any range;
+* numbers and dates: a token automaton over the few tokens made of digits and signs, exact for any range;
 * JSON strings, raw text and nested JSON: a byte-level grammar of the `llguidance` library.
 
 Why llguidance: measured on one core of an AMD EPYC (Zen 4) with SmolLM2's vocabulary of 49,152 tokens, xgrammar 0.2.8
@@ -58,7 +58,7 @@ class ValueSpec:
         The column, for messages and for per-row given values.
     kind : str
         "integer", "decimal", "category", "boolean", "null", "text" (a JSON string), "raw" (bare text up to the end of
-        the record) or "json" (anything that `json_schema` allows).
+        the record), "json" (anything that `json_schema` allows) or "language" (the texts of `language`).
     texts : tuple of str
         For the literal kinds: the allowed texts exactly as serialised (strings with their quotes).
     decimals : int, optional
@@ -79,6 +79,9 @@ class ValueSpec:
         For "json": what the grammar library takes.
     controls : bool, defaults to False
         For "json": whether strings may hold control characters that have no short escape.
+    language : DateLanguage, optional
+        For "language": says by its ``state`` and ``is_complete`` which prefixes go on and which are whole; ``shape``
+        is a text of it.
     forced_text : str, optional
         The one text allowed, whatever the kind: a condition that holds in every record.
     """
@@ -97,6 +100,7 @@ class ValueSpec:
     exclusive_maximum: bool = False
     json_schema: Mapping[str, Any] | None = None
     controls: bool = False
+    language: Any = None
     forced_text: str | None = None
 
 
@@ -113,17 +117,67 @@ class Node:
         return self.children[token]
 
 
-class _NumberNode(Node):
-    """A state of :class:`_Numbers`; the states behind it are built when they are first reached."""
+class _PrefixNode(Node):
+    """A state of an :class:`_Automaton`; the states behind it are built when they are first reached."""
 
-    def __init__(self, numbers: _Numbers, prefix: str) -> None:
-        longer = ((token, prefix + text) for token, text in numbers.vocabulary.number_tokens)
-        prefixes = {token: text for token, text in longer if numbers.state(text) is not None}
-        super().__init__(prefixes, numbers.is_complete(prefix), numbers.boundary)
-        self._numbers = numbers
+    def __init__(self, automaton: _Automaton, prefix: str) -> None:
+        longer = ((token, prefix + text) for token, text in automaton.tokens)
+        prefixes = {token: text for token, text in longer if automaton.state(text) is not None}
+        super().__init__(prefixes, automaton.is_complete(prefix), automaton.boundary)
+        self._automaton = automaton
 
     def step(self, token: int) -> Node:
-        return self._numbers.node(self.children[token])
+        return self._automaton.node(self.children[token])
+
+
+class _Automaton:
+    """What a language of short texts allows, token by token.
+
+    Prefixes with the same future share a node.
+    """
+
+    def __init__(self, tokens: list[tuple[int, str]], boundary: int) -> None:
+        self.tokens, self.boundary = tokens, boundary
+        self._nodes: dict[Any, Node] = {}
+
+    def node(self, prefix: str) -> Node:
+        state = self.state(prefix)
+        if state not in self._nodes:
+            self._nodes[state] = _PrefixNode(self, prefix)
+        return self._nodes[state]
+
+    def state(self, prefix: str) -> Any:
+        """A name for what may follow `prefix`, equal for prefixes with the same future; None if nothing may."""
+        raise NotImplementedError
+
+    def is_complete(self, prefix: str) -> bool:
+        """Whether `prefix` is a whole text."""
+        raise NotImplementedError
+
+    def _require(self, name: str, characters: str) -> None:
+        known = {text for _, text in self.tokens}
+        if missing := sorted(set(characters) - known):
+            raise DecodingError(
+                f"column {name!r}: the decoder's vocabulary has no token for {missing[0]!r}, which its values need; "
+                "use another decoder or make the column a category."
+            )
+
+
+class _Dates(_Automaton):
+    """Automaton of a :class:`DateLanguage`."""
+
+    def __init__(self, spec: ValueSpec, vocabulary: Vocabulary, boundary: int) -> None:
+        self._language = spec.language
+        alphabet = "0123456789" + spec.language.shape
+        super().__init__(vocabulary.spelt_in(alphabet), boundary)
+        self.max_tokens = len(spec.language.shape)
+        self._require(spec.name, alphabet)
+
+    def state(self, prefix: str) -> Any:
+        return self._language.state(prefix)
+
+    def is_complete(self, prefix: str) -> bool:
+        return self._language.is_complete(prefix)
 
 
 class _EitherNode(Node):
@@ -137,7 +191,7 @@ class _EitherNode(Node):
         return (self._literals if token in self._literals.children else self._numbers).step(token)
 
 
-class _Numbers:
+class _Numbers(_Automaton):
     """Automaton of the numbers with exactly `decimals` decimals in a range: no leading zero, exponent or minus zero.
 
     Trimmed numbers have 1 to `decimals` decimals and no zero at the end, unless it is the only one. A prefix is
@@ -148,7 +202,7 @@ class _Numbers:
     def __init__(self, spec: ValueSpec, vocabulary: Vocabulary, boundary: int) -> None:
         self.decimals = (spec.decimals or 0) if spec.kind == "decimal" else 0
         self.trimmed = spec.trimmed and self.decimals > 0
-        self.vocabulary, self.boundary = vocabulary, boundary
+        super().__init__(vocabulary.number_tokens, boundary)
         low, high = (self._scaled(spec, bound) for bound in ("minimum", "maximum"))
         if low is not None and high is not None and low > high:
             raise DecodingError(
@@ -163,14 +217,7 @@ class _Numbers:
         self.low = low if spec.bounded and low is not None else smallest
         self.high = high if spec.bounded and high is not None else largest
         self.max_tokens = self.digits + self.decimals + 2
-        self._nodes: dict[Any, Node] = {}
-        needed = "0123456789" + ("." if self.decimals else "") + ("-" if self.low < 0 else "")
-        missing = sorted(set(needed) - {text for _, text in vocabulary.number_tokens})
-        if missing:
-            raise DecodingError(
-                f"column {spec.name!r}: the decoder's vocabulary has no token for {missing[0]!r}, which its numbers "
-                "need; use another decoder or make the column a category."
-            )
+        self._require(spec.name, "0123456789" + ("." if self.decimals else "") + ("-" if self.low < 0 else ""))
 
     def _scaled(self, spec: ValueSpec, bound: str) -> int | None:
         value = getattr(spec, bound)
@@ -184,12 +231,6 @@ class _Numbers:
         if spec.bounded and getattr(spec, f"exclusive_{bound}") and whole == scaled:
             return whole + 1 if bound == "minimum" else whole - 1
         return whole
-
-    def node(self, prefix: str) -> Node:
-        state = self.state(prefix)
-        if state not in self._nodes:
-            self._nodes[state] = _NumberNode(self, prefix)
-        return self._nodes[state]
 
     def is_complete(self, prefix: str) -> bool:
         fraction = prefix.partition(".")[2]
@@ -238,6 +279,9 @@ class _Numbers:
         return tuple(places)
 
 
+_AUTOMATA: dict[str, Any] = {"integer": _Numbers, "decimal": _Numbers, "language": _Dates}
+
+
 class ValueGrammar:
     """One column's compiled grammar: literals and numbers start at `root`, library grammars at `matcher`."""
 
@@ -255,11 +299,11 @@ class ValueGrammar:
         elif spec.kind in literals:
             if not texts:
                 raise DecodingError(f"column {spec.name!r}: a category needs at least one value.")
-        elif spec.kind in ("integer", "decimal"):
-            automaton = _Numbers(spec, vocabulary, boundary)
+        elif spec.kind in _AUTOMATA:
+            automaton = _AUTOMATA[spec.kind](spec, vocabulary, boundary)
             numbers, self.max_tokens = automaton.node(""), automaton.max_tokens
             if not len(numbers.tokens):
-                raise DecodingError(f"column {spec.name!r}: its range holds no number; widen it.")
+                raise DecodingError(f"column {spec.name!r}: its range holds no value; widen it.")
         else:
             library = vocabulary.library
             grammar, limits = _library_grammar(spec, library.LLMatcher), library.LLParserLimits(**_PARSER_LIMITS)

@@ -60,6 +60,10 @@ def _tokenize_checked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     raise DecodingError(f"the tokenizer cannot spell {text!r}: no tokenisation of it decodes to the same text.")
 
 
+# What numbers, dates and times are written in, the quotes around them included.
+_SIGNS = b'-+.:TZ"0123456789'
+
+
 class _WrappedTokenizer:
     """A tokenizer as the grammar library's wrapper wants it, for those that the library does not read rightly."""
 
@@ -111,11 +115,12 @@ class Vocabulary:
             wrapper = llguidance.TokenizerWrapper(_WrappedTokenizer(tokenizer, eos_token_id, self.tokens))
             self.tokens = llguidance.LLTokenizer(wrapper, n_vocab=self.size, eos_token=eos_token_id)
         special = set(tokenizer.all_special_ids) | {eos_token_id}
-        self.number_tokens: list[tuple[int, str]] = []
+        self._signs: list[tuple[int, str]] = []
         for token in range(min(vocab_size, len(tokenizer))):
             text = self.tokens.decode_bytes([token])
-            if text and token not in special and not text.strip(b"-.0123456789"):
-                self.number_tokens.append((token, text.decode("ascii")))
+            if text and token not in special and not text.strip(_SIGNS):
+                self._signs.append((token, text.decode("ascii")))
+        self.number_tokens = self.spelt_in("-.0123456789")
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_id: int) -> Vocabulary:
@@ -125,6 +130,10 @@ class Vocabulary:
         if key not in known:
             known[key] = cls(tokenizer, vocab_size, eos_token_id)
         return known[key]
+
+    def spelt_in(self, alphabet: str) -> list[tuple[int, str]]:
+        """The tokens, ascending, whose texts need no other characters; those of numbers, dates and times."""
+        return [(token, text) for token, text in self._signs if not text.strip(alphabet)]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` as it stands in the middle of a text; broken UTF-8 becomes U+FFFD."""

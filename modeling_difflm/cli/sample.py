@@ -232,7 +232,8 @@ def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[s
     """Give the values of ``--condition`` the type of their column.
 
     ``year=2008`` becomes ``{"year": 2008}``, ``mass=3000..4000`` of a number column ``{"mass": (3000, 4000)}``,
-    ``sex=null`` ``{"sex": None}``, and a column named twice a list of alternatives.
+    ``day=2023-01-01..`` of a date column ``{"day": ("2023-01-01", None)}``, ``sex=null``
+    ``{"sex": None}``, and a column named twice a list of alternatives.
 
     Parameters
     ----------
@@ -268,12 +269,15 @@ def _typed_value(text: str, column: Any) -> Any:
         return spelled[text]
     if text == "null":
         return None
-    if column.kind not in ("integer", "decimal"):
+    if not column.rules.takes_ranges:
         return text
-    number = int if column.kind == "integer" else float
+    numbers: dict[str, Any] = {"integer": int, "decimal": float, "category": float}
+    typed = numbers.get(column.kind, str)  # dates stay text
+    low, is_range, high = text.partition("..")
     try:
-        low, is_range, high = text.partition("..")
-        return (number(low), number(high)) if is_range else number(text)
+        if is_range:  # 3000.. is open at its end
+            return tuple(typed(end) if end else None for end in (low, high))
+        return typed(text)
     except ValueError:
         raise ValueError(
             f"--condition {column.name}={text}: {column.name!r} is {column.kind}; give a number, LOW..HIGH or null"

@@ -299,8 +299,8 @@ def kind_of(values, dtype=None, **options):
         ([7, 7], None, "integer"),
         ([[1], []], None, "json"),
         ([{"k": 1}, None], None, "json"),
-        ([datetime.date(2024, 1, 2), datetime.date(2024, 1, 2)], None, "category"),
-        (pd.date_range("2024-01-01", periods=40), None, "text"),
+        ([datetime.date(2024, 1, 2), datetime.date(2024, 1, 2)], None, "date"),
+        (pd.date_range("2024-01-01", periods=40), None, "date"),
     ],
 )
 def test_kinds(values, dtype, kind):
