@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from difflm.devices import choose_device
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.record_schema import RecordSchema
@@ -32,7 +34,10 @@ def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = 
         options = _column_options(schema, tokenizer, most) | options
         if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
             options = draft_options(prepared.train, schema, tokenizer, separators, most) | options
-    return DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options).to(choose_device())
+    model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
+    network: torch.nn.Module = model
+    network.to(choose_device())
+    return model
 
 
 def _column_options(schema: RecordSchema, tokenizer: Any, most: int) -> dict[str, Any]:

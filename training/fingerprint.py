@@ -58,10 +58,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
     ResumeError
         Naming what is different.
     """
-    names = [name for name in now if name not in ("versions", "files")]
-    if before.get("data") != now.get("data"):
-        # All that follows from the rows differs too, and would only hide the cause.
-        names = [name for name in names if name not in ("schema", "rows")]
+    # What follows from the data differs with it, and would only hide the cause.
+    follows = ("rows", "schema") if before.get("data") != now.get("data") else ("rows",)
+    names = [name for name in now if name not in ("versions", *follows)]
     changed = [text for name in names for text in _differences(name, before.get(name), now[name])]
     if changed:
         raise ResumeError(
