@@ -151,6 +151,6 @@ def interrupted(arguments: argparse.Namespace, words: Sequence[str]) -> str:
     again = ["difflm", *(word for word in words if word not in ("--resume", "--overwrite"))]
     checkpoint = last_checkpoint(arguments.output_dir)
     if checkpoint is None:
-        command = shlex.join([*again, "--overwrite"])
+        command = shlex.join([*again, *(["--overwrite"] if arguments.overwrite else [])])
         return f"interrupted before the first checkpoint; nothing to resume\nstart again with: {command}"
     return f"interrupted; the last checkpoint is {checkpoint}\nresume with: {shlex.join([*again, '--resume'])}"

@@ -4,6 +4,7 @@ import argparse
 import errno
 import inspect
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -223,8 +224,11 @@ class TestFit:
             raise KeyboardInterrupt
 
         fake_fit.behaviour = behaviour
-        assert cli.main(["fit", str(table), "-o", str(tmp_path / "out")]) == 130
-        assert "nothing to resume" in capsys.readouterr().err
+        out = str(tmp_path / "out")
+        for more in ([], ["--overwrite"]):
+            assert cli.main(["fit", str(table), "-o", out, *more]) == 130
+            again = shlex.join(["difflm", "fit", str(table), "-o", out, *more])
+            assert capsys.readouterr().err.endswith(f"nothing to resume\nstart again with: {again}\n")
 
     def test_no_space_left(self, fake_fit, table, capsys):
         def behaviour():
