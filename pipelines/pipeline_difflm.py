@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +22,8 @@ if __package__ and __package__ not in sys.modules:
 from .acceptance import acceptance_checks
 from .arrow_tables import to_arrow  # noqa: F401
 from .call_arguments import check_output_type, choose_seed, given_latents, given_texts, integer, real
+from .checkpoint_code import MODEL_MODULES  # noqa: F401
+from .checkpoint_safety import library_class, source_folder, verify
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
@@ -33,7 +32,7 @@ from .date_kinds import DateKind  # noqa: F401
 from .decode_rows import decode_rows  # noqa: F401
 from .errors import DiffLMError  # noqa: F401
 from .grammar_cache import GrammarCache
-from .hub_saving import MODEL_MODULES, HubSavingMixin, download_folder, verify, verify_source
+from .hub_saving import HubSavingMixin, download_folder
 from .json_schemas import NestedSchema  # noqa: F401
 from .json_values import plain_json  # noqa: F401
 from .kind_base import ColumnKind  # noqa: F401
@@ -53,6 +52,7 @@ from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
 from .time_zones import find_zone  # noqa: F401
 from .token_sampling import RowRandom, check_sampling_options
+from .training_digests import record_digest
 from .value_grammars import ValueSpec
 from .values import clean_text  # noqa: F401
 from .vocabulary import tokenize_segment  # noqa: F401
@@ -114,9 +114,11 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         self.condition_encoder = ConditionEncoder(list(classes or []))
         self._grammars = GrammarCache()
         self.remember_sources()
-        if __name__.startswith("diffusers_modules."):
+        self._digests, self._digests_folder = None, None
+        if __name__.startswith("diffusers_modules.") and (folder := source_folder(autoencoder)) is not None:
             # Loaded by diffusers itself, from a repository: what `from_pretrained` below checks is checked here.
-            verify_source(autoencoder)
+            verify(folder)
+            self._digests_folder = folder
 
     # ---------------------------------------------------------------- sampling
 
@@ -348,11 +350,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         return ValueSpec(**spec)
 
     def _copy_check(self) -> Callable[[str], bool]:
-        if not self.denoiser.config.num_record_digests:
-            raise ValueError(
-                "This checkpoint stores no digests of its training records: fit it again to exclude copies."
-            )
-        digests = _digest_set(self.denoiser)
+        digests = self.training_digests()
         return lambda text: record_digest(text) in digests
 
     def default_batch_size(self) -> int:
@@ -368,7 +366,10 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         Takes diffusers' arguments (``revision``, ``cache_dir``, ``token``, ``local_files_only``, components by name)
         and ``decoder``, ``decoder_name_or_path``, ``decoder_dtype``, ``decoder_kwargs`` of [`DiffLMModel`].
         """
-        if importlib.util.find_spec("difflm") is None:
+        try:
+            from difflm.modeling_denoiser import DiffLMDenoiser
+            from difflm.modeling_difflm import DiffLMModel
+        except ImportError:
             # This file runs from a published repository: diffusers loads the code beside the weights.
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -382,15 +383,18 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             for name in ("decoder", "decoder_name_or_path", "decoder_dtype", "decoder_kwargs")
             if name in kwargs
         }
+        ours: dict[str, Any] = {"autoencoder": DiffLMModel, "denoiser": DiffLMDenoiser}
         components: dict[str, Any] = {}
         for name, entry in index.items():
             if name in kwargs:
                 components[name] = kwargs.pop(name)
             elif isinstance(entry, list) and not name.startswith("_"):
-                component = _component_class(*entry)
                 # The decoder may be on the Hub too, and gated.
                 hub = {key: value for key, value in download.items() if key not in ("revision", "force_download")}
                 extra = model_kwargs | hub if name == "autoencoder" else {}
+                component = ours.get(name) or library_class(name, entry[1])
+                if name in ours:
+                    extra["use_safetensors"] = True
                 components[name] = component.from_pretrained(folder / name, **extra)
             elif not name.startswith("_"):
                 components[name] = entry
@@ -398,23 +402,5 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             raise TypeError(f"Unknown arguments of DiffLMPipeline.from_pretrained: {', '.join(sorted(kwargs))}.")
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipeline._digests_folder = folder
         return pipeline
-
-
-def record_digest(text: str) -> bytes:
-    """128-bit digest of a serialised record, by which copies of training records are known.
-
-    Keyed, so that it matches no digest made for another purpose; it hides no secret: who holds the checkpoint can
-    test whether a guessed record was in the training data.
-    """
-    return hashlib.blake2b(text.encode(), digest_size=16, key=b"difflm record v1").digest()
-
-
-def _digest_set(denoiser: Any) -> frozenset[bytes]:
-    return frozenset(bytes(row) for row in denoiser.record_digests.cpu().numpy())
-
-
-def _component_class(library: str, name: str) -> Any:
-    # By string: in a published repository this file runs without difflm.
-    module = f"difflm.{library}" if library in MODEL_MODULES.values() else library
-    return getattr(importlib.import_module(module), name)

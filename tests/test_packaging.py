@@ -28,9 +28,11 @@ EVERYTHING = sorted([*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "exampl
 # The command, and the names that `difflm` resolves lazily, are what reaches up from the root, inside functions only.
 COMMAND = {ROOT / "modeling_difflm" / name for name in ("__main__.py", "__init__.py")}
 COMMAND |= set((ROOT / "modeling_difflm" / "cli").glob("*.py"))
+# What pushes a pipeline renders its card, where difflm is installed.
+COMMAND |= {ROOT / "pipelines" / "hub_saving.py"}
 MAX_LINES = 500
 # Published alone, it cannot leave anything to another file.
-MAX_LINES_OF = {"modeling_difflm/modeling_difflm.py": 1200}
+MAX_LINES_OF = {"modeling_difflm/modeling_difflm.py": 1300}
 RANK = {"modeling_difflm": 0, "pipelines": 1, "training": 2, "hub_cards": 3}
 
 

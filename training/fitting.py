@@ -21,7 +21,8 @@ from difflm.files import write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.conditions import ConditionEncoder
-from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
+from difflm.pipelines.pipeline_difflm import DiffLMPipeline
+from difflm.pipelines.training_digests import record_digest
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.build_autoencoder import build_autoencoder
@@ -405,8 +406,6 @@ def train_denoiser(
         class_names=fitted.latents.class_names,
         **settings.denoiser,
     )
-    if fitted.latents.record_digests is not None:
-        denoiser.set_record_digests(fitted.latents.record_digests)
     args = DenoiserTrainingArguments(**options | (denoiser_kwargs or {}))
     result = DenoiserTrainer(denoiser, args, fitted.latents, fitted.held_out_latents).train()
     return denoiser, log | {
@@ -433,7 +432,7 @@ def denoiser_options(settings: Preset) -> dict[str, Any]:
 
 def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipeline:
     """Put a pipeline together from both stages' results."""
-    return DiffLMPipeline(
+    pipeline = DiffLMPipeline(
         autoencoder=fitted.model.eval(),
         denoiser=denoiser.eval(),
         # Without churn: added noise widens the samples (examples/benchmarks/policy.md).
@@ -444,6 +443,9 @@ def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipel
         condition_classes=fitted.condition_classes,
         max_new_tokens=fitted.max_length,
     )
+    if fitted.latents.record_digests is not None:
+        pipeline.set_training_digests(bytes(digest) for digest in fitted.latents.record_digests.cpu().numpy())
+    return pipeline
 
 
 def save_pipeline(pipeline: DiffLMPipeline, fitted: FittedAutoencoder, log: dict[str, Any], folder: Path) -> None:

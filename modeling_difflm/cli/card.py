@@ -31,7 +31,9 @@ def add_card_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def write_card(arguments: argparse.Namespace, folder: Path, repo_id: str | None) -> Path:
+def write_card(
+    arguments: argparse.Namespace, folder: Path, repo_id: str | None, *, with_digests: bool = False
+) -> Path:
     """Write the card that the options ask for into ``folder``; return its path."""
     from difflm.files import write_text
     from difflm.hub_cards.cards import model_card
@@ -43,6 +45,7 @@ def write_card(arguments: argparse.Namespace, folder: Path, repo_id: str | None)
             license=arguments.license,
             dataset=arguments.dataset,
             evaluation=arguments.evaluation,
+            with_digests=with_digests,
         )
     )
     target = folder / "README.md"

@@ -12,8 +12,9 @@ def add_command(commands: Any) -> None:
     push = commands.add_parser(
         "push",
         help="publish a fitted pipeline on the Hugging Face Hub",
-        description="Publish a fitted pipeline in one commit: weights, code, model card; not the latents of its "
-        "training records. Log in first with `hf auth login`, or set HF_TOKEN.",
+        description="Publish a fitted pipeline in one commit: weights, code, model card; not the latents or "
+        "digests of its training records, nor other files that lie in its folder. Log in first with "
+        "`hf auth login`, or set HF_TOKEN.",
         formatter_class=HelpFormatter,
     )
     push.add_argument("pipeline", metavar="PIPELINE", help="folder that `difflm fit` wrote")
@@ -26,6 +27,12 @@ def add_command(commands: Any) -> None:
         "--with-dataset",
         metavar="DIR",
         help="also publish the table that `difflm sample PIPELINE -o DIR/` wrote, as a dataset of the same name",
+    )
+    push.add_argument(
+        "--with-digests",
+        action="store_true",
+        help="also publish the digests of the training records: others can then exclude copies of them, and test "
+        "whether a record that they guess was among them (default: they stay here)",
     )
     add_card_options(push)
     push.set_defaults(run=run)
@@ -42,14 +49,16 @@ def run(arguments: argparse.Namespace) -> int:
 
         # An unfinished table is said before anything is published.
         read_run(arguments.with_dataset)
-    if not (folder / "README.md").is_file() or arguments.license or arguments.dataset or arguments.evaluation:
-        write_card(arguments, folder, arguments.repo_id)
+    stated = arguments.license or arguments.dataset or arguments.evaluation or arguments.with_digests
+    if not (folder / "README.md").is_file() or stated:
+        write_card(arguments, folder, arguments.repo_id, with_digests=arguments.with_digests)
     commit = push_folder(
         folder,
         arguments.repo_id,
         private=arguments.private or None,
         revision=arguments.revision,
         commit_message=arguments.message,
+        with_digests=arguments.with_digests,
     )
     print(f"Published: {commit.commit_url}")
     if arguments.with_space:

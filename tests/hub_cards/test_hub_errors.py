@@ -15,7 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 
 from difflm import DiffLMPipeline
 from difflm.modeling_difflm import DecoderMismatchError, DiffLMModel
-from difflm.pipelines.hub_saving import DamagedPipelineError, push_folder
+from difflm.pipelines.checkpoint_safety import DamagedPipelineError
+from difflm.pipelines.hub_saving import push_folder
 
 
 @pytest.fixture
@@ -137,8 +138,8 @@ def test_hub_weights_cut_off_or_altered(name, folder):
 
 
 def test_hub_newer_formats(folder):
-    edit_json(folder / "model_index.json", _difflm_layout=2)
-    with pytest.raises(DamagedPipelineError, match="layout version 2.*pip install -U difflm"):
+    edit_json(folder / "model_index.json", _difflm_layout=3)
+    with pytest.raises(DamagedPipelineError, match="layout version 3.*pip install -U difflm"):
         DiffLMPipeline.from_pretrained(folder)
     edit_json(folder / "model_index.json", _difflm_layout=1)
     edit_json(folder / "autoencoder" / "config.json", format_version=99)
@@ -186,7 +187,7 @@ def test_hub_push_replaces_in_one_commit_and_keeps_training_latents_here(hub, fo
     repo = hub.repos["model", "user/toys"]
     assert repo.private
     assert not {"latents.safetensors", "difflm_fit.json", "checkpoints/old.safetensors"} & set(repo.files)
-    assert {"README.md", "pipeline_difflm.py", "records.py", "denoiser/modeling_denoiser.py"} <= set(repo.files)
+    assert {"README.md", "pipeline_difflm.py", "record_schema.py", "denoiser/modeling_denoiser.py"} <= set(repo.files)
     # A file of the earlier push that is there no more goes with the next one; what others added stays.
     repo.commit("main", repo.files | {"old_code.py": b"", "denoiser/old.safetensors": b"", "notes.txt": b""}, "edit")
     push_folder(folder, "user/toys", token="hf_user", commit_message="Again")

@@ -1,5 +1,6 @@
 """DiffLMDenoiser: preconditioning, conditioning, statistics and saving."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,6 @@ def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) ->
     denoiser = make_denoiser(class_sizes=[3, 2], class_names=["species", "sex"], sigma_data=0.9)
     axes = torch.linalg.qr(torch.randn(8, 8))[0]
     denoiser.scaler.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0), axes)
-    denoiser.set_record_digests([bytes(range(16)), bytes(range(16, 32)), b"\xff" * 16])
     denoiser.save_pretrained(tmp_path)
     assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
 
@@ -158,46 +158,37 @@ def test_save_and_load_keep_weights_buffers_and_configuration(tmp_path: Path) ->
     for name, value in saved_state.items():
         assert torch.equal(value, loaded_state[name]), name
     assert loaded.config.class_names == ["species", "sex"]
-    assert loaded.config.num_record_digests == 3
-    assert bytes(loaded.record_digests[1].tolist()) == bytes(range(16, 32))
     noisy, labels = torch.randn(2, 8), torch.tensor([[0, 1], [3, 2]])
     assert torch.equal(denoiser.denoise(noisy, 0.5, labels), loaded.denoise(noisy, 0.5, labels))
 
 
-def test_a_checkpoint_from_before_the_three_parts_loads(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_the_three_parts_loads_without_its_digests(tmp_path: Path) -> None:
     denoiser = make_denoiser(class_sizes=[3, 2])
     denoiser.scaler.set_latent_statistics(torch.arange(8.0), torch.arange(1.0, 9.0))
     denoiser.save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     flat = {name.removeprefix("network.").removeprefix("scaler."): value for name, value in load_file(weights).items()}
-    assert {"latent_mean", "blocks.0.linear_in.weight", "record_digests"} <= set(flat)
-    save_file(flat, weights, metadata={"format": "pt"})
+    assert {"latent_mean", "blocks.0.linear_in.weight"} <= set(flat)
+    save_file(flat | {"record_digests": torch.zeros(3, 16, dtype=torch.uint8)}, weights, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_record_digests": 3}), encoding="utf-8")
     loaded, report = DiffLMDenoiser.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
     noisy = torch.randn(4, 8)
     assert torch.equal(loaded.denoise(noisy, 0.7), denoiser.denoise(noisy, 0.7))
     assert torch.equal(loaded.unstandardize(noisy), denoiser.unstandardize(noisy))
+    loaded.save_pretrained(tmp_path / "again")
+    assert "record_digests" not in load_file(tmp_path / "again" / weights.name)
+    assert "num_record_digests" not in (tmp_path / "again" / "config.json").read_text(encoding="utf-8")
 
 
-def test_half_precision_keeps_the_statistics_and_digests_exact(tmp_path: Path) -> None:
+def test_half_precision_keeps_the_statistics_exact(tmp_path: Path) -> None:
     denoiser = make_denoiser()
     mean = torch.randn(8)
     denoiser.scaler.set_latent_statistics(mean, torch.ones(8))
-    denoiser.set_record_digests(torch.full((2, 16), 255, dtype=torch.uint8))
     denoiser.save_pretrained(tmp_path)
     loaded = DiffLMDenoiser.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert loaded.network.input_projection.weight.dtype == torch.bfloat16
     assert torch.equal(loaded.scaler.latent_mean, mean)
-    assert torch.equal(loaded.record_digests, denoiser.record_digests)
     noisy = torch.randn(4, 8)
     torch.testing.assert_close(loaded.denoise(noisy, 1.0), denoiser.denoise(noisy, 1.0), atol=0.1, rtol=0)
-
-
-def test_digests_of_the_wrong_size_are_refused() -> None:
-    denoiser = make_denoiser()
-    with pytest.raises(ValueError, match="16 bytes"):
-        denoiser.set_record_digests([b"short"])
-    with pytest.raises(ValueError, match="uint8"):
-        denoiser.set_record_digests(torch.zeros(2, 16))
-    denoiser.set_record_digests([])
-    assert denoiser.record_digests.shape == (0, 16)

@@ -12,7 +12,8 @@ import torch
 from difflm.pipelines import record_writers
 from difflm.pipelines.conditions import ConditionError
 from difflm.pipelines.decode_rows import decode_rows
-from difflm.pipelines.pipeline_difflm import DiffLMPipeline, record_digest
+from difflm.pipelines.pipeline_difflm import DiffLMPipeline
+from difflm.pipelines.training_digests import record_digest
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +187,15 @@ class TestAcceptance:
 
     def test_training_copies_are_known(self, pipe, small_table, fitted):
         records = pipe.schema.to_records(small_table)
-        stored = {bytes(row) for row in pipe.denoiser.record_digests.numpy()}
+        stored = pipe.training_digests()
         assert len(stored) > 0
         known = sum(record_digest(pipe.schema.serialize(record)) in stored for record in records)
         assert known >= 54  # nine tenths were trained on
         assert record_digest("dog,1,2.0,true") not in stored
 
     def test_copies_are_resampled(self, pipe, monkeypatch):
-        import difflm.pipelines.pipeline_difflm as module
-
         first = pipe(1, seed=0).texts[0]
-        monkeypatch.setattr(module, "_digest_set", lambda denoiser: frozenset([record_digest(first)]))
+        monkeypatch.setattr(pipe, "_digests", frozenset([record_digest(first)]))
         output = pipe(1, seed=0, exclude_training_copies=True)
         assert output.texts[0] != first
         assert output.report.rejected == {"training copy": 1}

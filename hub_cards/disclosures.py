@@ -1,0 +1,72 @@
+"""What a checkpoint tells of its training data, read off its own files, for its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def disclosures(
+    schema: Mapping[str, Any],
+    condition_classes: Any,
+    autoencoder: Mapping[str, Any],
+    log: Mapping[str, Any],
+    num_digests: int,
+) -> list[str]:
+    """One sentence for each thing.
+
+    Parameters
+    ----------
+    schema, condition_classes
+        Of the pipeline's index.
+    autoencoder
+        Its configuration.
+    log
+        ``training_log.json``; empty if there is none.
+    num_digests : int
+        Of training records, published with the weights.
+    """
+    columns = schema.get("columns") or []
+    choices = log.get("disclosure") or {}
+    told = []
+    if named := [column for column in columns if column.get("categories")]:
+        count = sum(len(column["categories"]) for column in named)
+        told.append(f"Every category of {_columns(len(named))}: {count} values.{_rare(choices)}")
+    if ranged := [column for column in columns if column.get("minimum") is not None]:
+        how = {
+            "rounded": "rounded outwards",
+            "clipped": f"clipped so that at least {choices.get('rare_below')} records share each end",
+        }.get(str(choices.get("ranges")), "exact: the smallest and the largest value are those of single records")
+        told.append(f"The range of {_columns(len(ranged))}, {how}.")
+    if texts := [column for column in columns if column.get("max_length")]:
+        told.append(f"The length of the longest text in {_columns(len(texts))}.")
+    if nested := [column for column in columns if column.get("json_schema")]:
+        told.append(f"The keys and types inside {_columns(len(nested))} of nested values.")
+    classes = condition_classes.get("classes") if isinstance(condition_classes, Mapping) else condition_classes
+    if edges := [entry for entry in classes or [] if "edges" in entry]:
+        told.append(f"Quantiles of {_columns(len(edges))} of numbers, by which samples can be conditioned.")
+    if number := autoencoder.get("num_feature_columns"):
+        told.append(f"In the weights, 129 quantiles of {_columns(number)} each.")
+    if isinstance(log.get("rows"), int):
+        told.append(f"How many records were learnt from: {log['rows']:,}.")
+    if num_digests:
+        told.append(
+            f"Keyed digests of its {num_digests:,} records, by which exact copies are kept out of samples "
+            "(`exclude_training_copies=True`): whoever guesses a record can test whether it was in the table."
+        )
+    else:
+        told.append("No digests of the records: samples are not compared with them (`exclude_training_copies`).")
+    return told
+
+
+def _columns(number: int) -> str:
+    return f"{number} column{'s' if number != 1 else ''}"
+
+
+def _rare(choices: Mapping[str, Any]) -> str:
+    below, listed = choices.get("rare_below"), choices.get("rare_categories_listed")
+    if below is None or listed is None:
+        return " Rare ones may be those of single records."
+    if not listed:
+        return f" None of them is of fewer than {below} records."
+    return f" {listed} of them are of fewer than {below} records."

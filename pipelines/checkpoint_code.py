@@ -1,0 +1,97 @@
+"""The code that is saved with a pipeline, so that it loads where difflm is not installed."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from .checkpoint_safety import COMPONENTS, INDEX, MODELS, read_json, write_json
+
+
+MODEL_MODULES = {component: module for component, (module, _) in MODELS.items()}
+AUTO_MAP = {"AutoConfig": "modeling_difflm.DiffLMConfig", "AutoModel": "modeling_difflm.DiffLMModel"}
+
+
+def code_of(pipeline: Any) -> dict[str, str]:
+    """The files that a pipeline's classes were defined by: path in a checkpoint to content, as far as readable."""
+    classes = {component: type(getattr(pipeline, component)) for component in MODELS}
+    return _read(_source_file(type(pipeline)), {name: _source_file(cls) for name, cls in classes.items()})
+
+
+def installed_code() -> dict[str, str]:
+    """The same of the difflm that is installed.
+
+    Raises
+    ------
+    ImportError
+        If none is: this file then runs from a published repository.
+    """
+    try:
+        from difflm import modeling_denoiser, modeling_difflm
+    except ImportError as error:
+        raise ImportError("Pushing a folder needs the difflm package: `pip install difflm`.") from error
+    files = {"autoencoder": modeling_difflm.__file__, "denoiser": modeling_denoiser.__file__}
+    models = {name: Path(str(path)) for name, path in files.items()}
+    return _read(Path(__file__).with_name("pipeline_difflm.py"), models)
+
+
+def _read(pipeline_file: Path, model_files: Mapping[str, Path]) -> dict[str, str]:
+    names = [pipeline_file.stem, *_sibling_names(pipeline_file)]
+    sources = {f"{name}.py": pipeline_file.with_name(f"{name}.py") for name in names}
+    sources |= {f"{component}/{MODEL_MODULES[component]}.py": path for component, path in model_files.items()}
+    return {name: path.read_text(encoding="utf-8") for name, path in sources.items() if path.is_file()}
+
+
+def _source_file(cls: type) -> Path:
+    return Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "/nonexistent")
+
+
+def _sibling_names(path: Path) -> list[str]:
+    """Modules beside ``path`` that it imports (``from .records import ...``)."""
+    if not path.is_file():
+        return []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
+    return sorted(found)
+
+
+def write_code(folder: Path, sources: Mapping[str, str]) -> None:
+    """Put the code into a saved pipeline and make the index and the autoencoder's config name it.
+
+    Raises
+    ------
+    OSError
+        If a model's or the pipeline's code is not among ``sources``.
+    """
+    needed = ["pipeline_difflm.py", *(f"{component}/{module}.py" for component, module in MODEL_MODULES.items())]
+    if missing := [name for name in needed if name not in sources]:
+        raise OSError(f"The source code {', '.join(missing)} is not readable: nothing saved.")
+    for name, source in sources.items():
+        (folder / name).write_text(source, encoding="utf-8")
+    root_copy = MODEL_MODULES["autoencoder"] + ".py"
+    (folder / root_copy).write_text(sources[f"autoencoder/{root_copy}"], encoding="utf-8")
+    index = read_json(folder / INDEX)
+    index["_class_name"] = ["pipeline_difflm", "DiffLMPipeline"]
+    for name, entry in index.items():
+        if name in MODELS:
+            index[name] = [MODEL_MODULES[name], entry[1]]
+        elif isinstance(entry, list) and name in COMPONENTS and hasattr(diffusers, str(entry[1])):
+            # Some schedulers (KarrasVeScheduler) are saved with a library name that cannot be loaded.
+            index[name] = ["diffusers", entry[1]]
+    # Where it was loaded from is nobody's business, least of all a local path.
+    index.pop("_name_or_path", None)
+    write_json(folder / INDEX, index)
+    for name in ("denoiser/config.json", "scheduler/scheduler_config.json"):
+        settings = read_json(folder / name)
+        settings.pop("_name_or_path", None)
+        write_json(folder / name, settings)
+    config = read_json(folder / "autoencoder" / "config.json")
+    encoder_config = dict(config.get("encoder_config") or {})
+    encoder_config.pop("_name_or_path", None)
+    config |= {"encoder_config": encoder_config, "auto_map": AUTO_MAP}
+    write_json(folder / "autoencoder" / "config.json", config)

@@ -1,0 +1,121 @@
+"""What is kept back of single records before anything is learnt."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflm import RecordSchema
+from difflm.training.disclosure import Disclosure, DisclosureError
+
+
+def table(rows: int = 300) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "city": rng.choice(["Ulm", "Bonn"], rows),
+            "code": pd.Categorical(rng.choice([10, 20], rows)),
+            "age": rng.integers(18, 80, rows).astype("uint8"),
+            "pay": rng.normal(3000, 400, rows).round(2),
+            "note": [f"free text {row}" for row in range(rows)],
+        }
+    )
+    frame["code"] = frame["code"].astype("int64").astype("category")
+    frame.loc[0, ["city", "age", "pay"]] = ["Nowhere-on-Sea", 117, 991234.56]
+    frame["code"] = frame["code"].cat.add_categories([99])
+    frame.loc[0, "code"] = 99
+    return frame
+
+
+def apply(frame: pd.DataFrame, **choices):
+    schema = RecordSchema.infer(frame)
+    records = schema.to_records(frame)
+    published, prepare = Disclosure(**choices).apply(schema, records)
+    return schema, published, records, prepare(records)
+
+
+def test_by_default_nothing_changes():
+    schema, published, before, after = apply(table())
+    assert published == schema and after == before
+
+
+@pytest.mark.parametrize("choice", ["merge", "missing", "drop"])
+def test_rare_category_is_nowhere_in_schema_or_records(choice):
+    _, published, before, after = apply(table(), rare_categories=choice)
+    assert "Nowhere" not in str(published.to_dict()) and "Nowhere" not in str(after)
+    assert 99 not in published.column("code").categories and 99 not in published.column("code").dtype_categories
+    assert len(after) == len(before) - (choice == "drop")
+    for record in after:
+        assert published.parse(published.serialize(record)) == record
+    assert len(published.to_pandas(after)) == len(after)
+    if choice == "merge":
+        assert after[0]["city"] == "other" and published.column("city").categories[-1] == "other"
+        assert after[0]["code"] is None  # no number means "other"
+    if choice == "missing":
+        assert after[0]["city"] is None and published.column("city").nullable
+    if choice == "drop":
+        assert not published.column("city").nullable
+
+
+def test_merging_takes_the_category_other_that_is_there():
+    frame = table()
+    frame.loc[1:20, "city"] = "other"
+    _, published, _, after = apply(frame, rare_categories="merge")
+    assert published.column("city").categories.count("other") == 1 and after[0]["city"] == "other"
+
+
+def test_column_of_rare_categories_alone():
+    frame = pd.DataFrame({"a": pd.Categorical(list("abcd")), "b": [1, 2, 3, 4]})
+    _, published, _, after = apply(frame, rare_categories="missing")
+    assert published.column("a").kind == "null" and [record["a"] for record in after] == [None] * 4
+    with pytest.raises(DisclosureError, match="rare_below"):
+        apply(frame, rare_categories="drop")
+
+
+def test_threshold_can_be_chosen():
+    assert "Nowhere-on-Sea" in apply(table(), rare_categories="merge", rare_below=1)[1].column("city").categories
+
+
+def test_rounded_range_holds_all_values_and_no_exact_one():
+    _, published, before, after = apply(table(), ranges="rounded")
+    assert after == before
+    age, pay = published.column("age"), published.column("pay")
+    assert (age.minimum, age.maximum) == (15, 120)
+    assert pay.maximum == 1_000_000.0 and pay.minimum <= min(record["pay"] for record in before)
+    for record in after:
+        assert published.parse(published.serialize(record)) == record
+
+
+def test_rounding_keeps_to_the_dtype():
+    frame = pd.DataFrame({"a": np.array([3, 254, 9] * 4, dtype="uint8"), "b": [7, 7, 7] * 4})
+    _, published, _, _ = apply(frame, ranges="rounded")
+    assert 0 <= published.column("a").minimum <= 3 and 254 <= published.column("a").maximum <= 255
+    assert (published.column("b").minimum, published.column("b").maximum) == (7, 7)
+
+
+def test_each_end_of_a_clipped_range_is_shared():
+    _, published, before, after = apply(table(), ranges="clipped")
+    for name in ("age", "pay"):
+        column, values = published.column(name), [record[name] for record in after]
+        assert (min(values), max(values)) == (column.minimum, column.maximum)
+        assert values.count(column.minimum) >= 5 and values.count(column.maximum) >= 5
+    assert max(record["pay"] for record in after) < 10_000 < max(record["pay"] for record in before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+def test_clipping_a_few_values_keeps_a_range(rows):
+    frame = pd.DataFrame({"a": list(range(rows)), "b": [0.5 + row for row in range(rows)]})
+    _, published, _, after = apply(frame, ranges="clipped")
+    assert all(published.column("a").minimum <= record["a"] <= published.column("a").maximum for record in after)
+
+
+@pytest.mark.parametrize("wrong", [{"rare_categories": "hide"}, {"ranges": "none"}, {"rare_below": 0}])
+def test_unknown_choice_is_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Disclosure(**wrong)
+
+
+def test_what_is_logged_for_the_card():
+    frame = table()
+    schema = RecordSchema.infer(frame)
+    told = Disclosure().describe(schema, schema.to_records(frame))
+    assert told == {"rare_categories": "keep", "rare_below": 5, "rare_categories_listed": 2, "ranges": "exact"}

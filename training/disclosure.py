@@ -1,0 +1,190 @@
+"""What a checkpoint tells of its training data beyond its distribution, and how to tell less: rare values, ranges.
+
+A schema lists every category and every column's exact range, and both are published with a model. The choices here
+are made before anything is learnt, so that what is kept back is nowhere in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import decimal
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from difflm.errors import DiffLMError
+from difflm.pipelines.column_kinds import Column
+from difflm.pipelines.record_schema import RecordSchema
+
+
+RARE_CATEGORIES = ("keep", "merge", "missing", "drop")
+RANGES = ("exact", "rounded", "clipped")
+OTHER = "other"
+# Of the values of a column, at either end, that "clipped" takes away.
+CLIPPED_SHARE = 0.01
+# At most so many steps of a "rounded" range.
+STEPS = 20
+Records = list[dict[str, Any]]
+
+
+class DisclosureError(DiffLMError, ValueError):
+    """Nothing is left to learn from once rare records are dropped."""
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What may be told of single records.
+
+    Parameters
+    ----------
+    rare_categories : {"keep", "merge", "missing", "drop"}, default "keep"
+        A category of fewer records than ``rare_below`` stays as it is; becomes the category "other" (in columns of
+        numbers and dates, where that is none, a missing value); becomes a missing value; or its records are not
+        learnt from.
+    rare_below : int, default 5
+        How many records a category needs not to be rare. Also how many share each end of a "clipped" range.
+    ranges : {"exact", "rounded", "clipped"}, default "exact"
+        Numbers are sampled between the smallest and the largest seen; between these, rounded outwards to steps of
+        about a twentieth of the range; or between the 1st and the 99th percentile, to which records beyond are moved
+        before anything is learnt (at least ``rare_below`` records lie at each end).
+    """
+
+    rare_categories: str = "keep"
+    rare_below: int = 5
+    ranges: str = "exact"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("rare_categories", RARE_CATEGORIES), ("ranges", RANGES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+        if isinstance(self.rare_below, bool) or not isinstance(self.rare_below, int) or self.rare_below < 1:
+            raise ValueError(f"rare_below must be an integer of at least 1, not {self.rare_below!r}.")
+
+    def apply(self, schema: RecordSchema, records: Records) -> tuple[RecordSchema, Callable[[Records], Records]]:
+        """The schema that is published, and what makes records of it from records of ``schema``.
+
+        Parameters
+        ----------
+        schema : RecordSchema
+        records : list of dict
+            Normalised records, by which values are counted: all that are learnt from or validated on.
+
+        Raises
+        ------
+        DisclosureError
+            If fewer than 2 records would be left.
+        """
+        columns, changes = [], {}
+        for column in schema.columns:
+            values = [record[column.name] for record in records if record[column.name] is not None]
+            column, change = self._categories(column, values)
+            column, clip = self._range(column, values)
+            columns.append(column)
+            changes[column.name] = change or clip
+        changes = {name: change for name, change in changes.items() if change is not None}
+
+        def prepare(before: Records) -> Records:
+            rows = (_changed(record, changes) for record in before)
+            return [row for row in rows if row is not None]
+
+        if len(prepare(records)) < min(2, len(records)):
+            raise DisclosureError(
+                f"Of {len(records)} records fewer than 2 hold no category of fewer than {self.rare_below} records: "
+                'take rare_categories="merge" or "missing", or a smaller rare_below.'
+            )
+        return RecordSchema(tuple(columns), schema.record_format), prepare
+
+    def _categories(self, column: Column, values: Sequence[Any]) -> tuple[Column, Callable[[Any], Any] | None]:
+        counts = Counter(values) if column.kind == "category" else Counter()
+        rare = {value for value in column.categories or () if counts[value] < self.rare_below}
+        if self.rare_categories == "keep" or column.kind != "category" or not rare:
+            return column, None
+        kept = tuple(value for value in column.categories or () if value not in rare)
+        is_text = all(isinstance(value, str) for value in column.categories or ()) and column.timespec is None
+        merged = OTHER if self.rare_categories == "merge" and is_text else None
+        if self.rare_categories != "drop":
+            kept = (*kept, *([merged] if merged is not None and merged not in kept else []))
+            column = replace(column, nullable=column.nullable or merged is None)
+        column = _with_categories(column, kept)
+        if self.rare_categories == "drop":
+            return column, lambda value: _DROP if value in rare else value
+        return column, lambda value: merged if value in rare else value
+
+    def _range(self, column: Column, values: Sequence[Any]) -> tuple[Column, Callable[[Any], Any] | None]:
+        if self.ranges == "exact" or column.minimum is None or column.maximum is None or column.bounded or not values:
+            return column, None
+        if self.ranges == "rounded":
+            low, high = _rounded(column)
+            return replace(column, minimum=low, maximum=high), None
+        ordered = sorted(values)
+        beyond = min(max(self.rare_below, math.ceil(CLIPPED_SHARE * len(ordered))), (len(ordered) + 1) // 2) - 1
+        low, high = ordered[beyond], ordered[-1 - beyond]
+        return replace(column, minimum=low, maximum=high), lambda value: min(max(value, low), high)
+
+    def describe(self, schema: RecordSchema, records: Records) -> dict[str, Any]:
+        """For the training log, and from there the card: the choices, and how many listed categories are rare."""
+        listed = [column for column in schema.columns if column.kind == "category"]
+        rare = 0
+        for column in listed:
+            counts = Counter(record[column.name] for record in records)
+            rare += sum(counts[value] < self.rare_below for value in column.categories or ())
+        return {
+            "rare_categories": self.rare_categories,
+            "rare_below": self.rare_below,
+            "rare_categories_listed": rare,
+            "ranges": self.ranges,
+        }
+
+
+_DROP = object()
+
+
+def _changed(record: Mapping[str, Any], changes: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any] | None:
+    changed = dict(record)
+    for name, change in changes.items():
+        if changed[name] is not None and (value := change(changed[name])) is not _DROP:
+            changed[name] = value
+        elif changed[name] is not None:
+            return None
+    return changed
+
+
+def _with_categories(column: Column, kept: tuple[Any, ...]) -> Column:
+    """The column with these categories; one without any holds nothing but missing values."""
+    if not kept:
+        return Column(column.name, "null", nullable=True, dtype="object")
+    listed = column.dtype_categories
+    if listed is not None:
+        listed = (*(value for value in listed if value in kept), *(value for value in kept if value not in listed))
+    dtype = column.dtype
+    if column.nullable and not isinstance(kept[0], str) and dtype.lower().startswith(("int", "uint")):
+        dtype = dtype.replace("int", "Int").replace("uInt", "UInt")  # pandas' integers with missing values
+    return replace(column, categories=kept, dtype_categories=listed, dtype=dtype)
+
+
+def _rounded(column: Column) -> tuple[Any, Any]:
+    """The range of a column, rounded outwards to steps of 1, 2 or 5, as far as its dtype goes."""
+    low, high = column.minimum, column.maximum
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
+        return low, high
+    exact = decimal.Context(prec=60)
+    first, last = (decimal.Decimal(str(bound)) for bound in (low, high))
+    finest = decimal.Decimal(1).scaleb(-(column.decimals or 0))
+    power = decimal.Decimal(1).scaleb((last - first).adjusted() - 1)
+    step = max(next(n * power for n in (1, 2, 5, 10) if n * power * STEPS >= last - first), finest)
+    bounds = (
+        exact.multiply((first / step).to_integral_value(decimal.ROUND_FLOOR), step),
+        exact.multiply((last / step).to_integral_value(decimal.ROUND_CEILING), step),
+    )
+    kind = int if column.kind == "integer" else float
+    rounded = [_fitting(column, kind(bound), seen) for bound, seen in zip(bounds, (low, high), strict=True)]
+    return rounded[0], rounded[1]
+
+
+def _fitting(column: Column, bound: Any, seen: Any) -> Any:
+    """The rounded bound, or the one seen where the dtype cannot hold the rounded one."""
+    try:
+        return column.normalize(bound)
+    except DiffLMError:
+        return seen
