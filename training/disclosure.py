@@ -25,7 +25,6 @@ OTHER = "other"
 CLIPPED_SHARE = 0.01
 # At most so many steps of a "rounded" range.
 STEPS = 20
-Records = list[dict[str, Any]]
 
 
 class DisclosureError(DiffLMError, ValueError):
@@ -61,8 +60,10 @@ class Disclosure:
         if isinstance(self.rare_below, bool) or not isinstance(self.rare_below, int) or self.rare_below < 1:
             raise ValueError(f"rare_below must be an integer of at least 1, not {self.rare_below!r}.")
 
-    def apply(self, schema: RecordSchema, records: Records) -> tuple[RecordSchema, Callable[[Records], Records]]:
-        """The schema that is published, and what makes records of it from records of ``schema``.
+    def apply(
+        self, schema: RecordSchema, records: Sequence[dict[str, Any]]
+    ) -> tuple[RecordSchema, Callable[[dict[str, Any]], dict[str, Any] | None]]:
+        """The schema that is published, and what makes a record of it from one of ``schema``; None: it is dropped.
 
         Parameters
         ----------
@@ -75,25 +76,25 @@ class Disclosure:
         DisclosureError
             If fewer than 2 records would be left.
         """
-        columns, changes = [], {}
+        columns: list[Column] = []
+        changes: dict[str, Callable[[Any], Any]] = {}
         for column in schema.columns:
             values = [record[column.name] for record in records if record[column.name] is not None]
-            column, change = self._categories(column, values)
+            column, merge = self._categories(column, values)
             column, clip = self._range(column, values)
             columns.append(column)
-            changes[column.name] = change or clip
-        changes = {name: change for name, change in changes.items() if change is not None}
+            if merge or clip:
+                changes[column.name] = merge or clip  # type: ignore[assignment]
 
-        def prepare(before: Records) -> Records:
-            rows = (_changed(record, changes) for record in before)
-            return [row for row in rows if row is not None]
+        def change(record: dict[str, Any]) -> dict[str, Any] | None:
+            return _changed(record, changes)
 
-        if len(prepare(records)) < min(2, len(records)):
+        if sum(change(record) is not None for record in records) < min(2, len(records)):
             raise DisclosureError(
                 f"Of {len(records)} records fewer than 2 hold no category of fewer than {self.rare_below} records: "
                 'take rare_categories="merge" or "missing", or a smaller rare_below.'
             )
-        return RecordSchema(tuple(columns), schema.record_format), prepare
+        return RecordSchema(tuple(columns), schema.record_format), change
 
     def _categories(self, column: Column, values: Sequence[Any]) -> tuple[Column, Callable[[Any], Any] | None]:
         counts = Counter(values) if column.kind == "category" else Counter()
@@ -122,7 +123,7 @@ class Disclosure:
         low, high = ordered[beyond], ordered[-1 - beyond]
         return replace(column, minimum=low, maximum=high), lambda value: min(max(value, low), high)
 
-    def describe(self, schema: RecordSchema, records: Records) -> dict[str, Any]:
+    def describe(self, schema: RecordSchema, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """For the training log, and from there the card: the choices, and how many listed categories are rare."""
         listed = [column for column in schema.columns if column.kind == "category"]
         rare = 0

@@ -28,6 +28,7 @@ from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
+from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain
 from difflm.training.encode_latents import encode_latents, estimated_seconds
 from difflm.training.fingerprint import describe
@@ -65,6 +66,9 @@ def fit(
     validation: Any = None,
     max_length: int = 1024,
     overlong: Literal["refuse", "drop"] = "refuse",
+    rare_categories: Literal["keep", "merge", "missing", "drop"] = "keep",
+    rare_below: int = 5,
+    ranges: Literal["exact", "rounded", "clipped"] = "exact",
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -108,6 +112,8 @@ def fit(
         Most decoder tokens of a record.
     overlong : {"refuse", "drop"}, default "refuse"
         A longer record is an error that names it, or is left out: a warning and ``left_out`` in the log say how many.
+    rare_categories, rare_below, ranges : str, int, str, default "keep", 5, "exact"
+        What the checkpoint tells of single records: see [`Disclosure`]. The card says what was chosen.
     seed : int, default 0
     resume : bool, default False
         Go on from the last checkpoint in ``output_dir``, with the same data and arguments; ``max_minutes``, which then
@@ -159,6 +165,7 @@ def fit(
         read_options={**(read_options or {}), **({"text_columns": tuple(text_columns)} if text_columns else {})},
         max_length=max_length,
         overlong=overlong,
+        disclosure=Disclosure(rare_categories, rare_below, ranges),
         seed=seed,
     )
     description = describe(
@@ -172,6 +179,7 @@ def fit(
         text_columns=text_columns,
         max_length=max_length,
         overlong=overlong,
+        disclosure=prepared.disclosure,
         seed=seed,
         model_kwargs=model_kwargs or {},
         training_kwargs=training_kwargs or {},
@@ -277,6 +285,7 @@ def train_autoencoder(
         "rows": len(train),
         "validation_rows": len(held_out),
         "left_out": dict(prepared.left_out),
+        "disclosure": prepared.disclosure,
         "reconstruction_own_latent": final["eval_reconstruction"],
         "reconstruction_shuffled_latent": final["eval_reconstruction_shuffled"],
         # None: a model without a draft.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from difflm.devices import choose_device
 from difflm.errors import DiffLMError
 from difflm.modeling_difflm import multiplies_bf16, resolve_source
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain, Reading, find_domain
 from difflm.training.fingerprint import records_digest
 from difflm.training.overlong import OVERLONG, overlong_records, too_long
@@ -54,6 +55,8 @@ class Prepared:
         Most decoder tokens of a record, the end-of-text token included.
     left_out : dict of str to int
         Reason to number of records that were read and are in neither part.
+    disclosure : dict
+        What is told of single records, see [`Disclosure.describe`].
     data, validation : str, optional
         Digests of the records before they were split, and of the validation data, if it was given.
     """
@@ -66,6 +69,7 @@ class Prepared:
     tokenizers: Tokenizers
     max_length: int
     left_out: dict[str, int] = field(default_factory=dict)
+    disclosure: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     validation: str | None = None
 
@@ -132,6 +136,7 @@ def prepare(
     read_options: Mapping[str, Any] | None = None,
     max_length: int = 1024,
     overlong: Literal["refuse", "drop"] = "refuse",
+    disclosure: Disclosure | None = None,
     seed: int = 0,
 ) -> Prepared:
     """Read the data, leave out what cannot be learned from, and hold records out. Writes nothing, loads no weights.
@@ -146,6 +151,8 @@ def prepare(
         The domain's; see its ``read``.
     max_length : int, default 1024
     overlong : {"refuse", "drop"}, default "refuse"
+    disclosure : Disclosure, optional
+        What the checkpoint may tell of single records; default: their values as they are.
     seed : int, default 0
         Of the split.
 
@@ -165,11 +172,14 @@ def prepare(
     left_out = dict(reading.left_out)
     reading = _without_problems(reading, domain, left_out)
     reading = _without_overlong(reading, domain, tokenizers, max_length, overlong, left_out)
+    disclosure, seen = disclosure or Disclosure(), reading.schema
+    reading, change = _disclosed(reading, disclosure, left_out)
     if validation is None:
         train_rows, held_out_rows = domain.split(reading, seed, settings.policy)
         train, held_out = ([reading.records[row] for row in rows] for rows in (train_rows, held_out_rows))
     else:
-        train, held_out = reading.records, domain.read_held_out(validation, reading.schema, **options)
+        train, held_out = reading.records, domain.read_held_out(validation, seen, **options)
+        held_out = [record for record in map(change, held_out) if record is not None]
         dataset = RecordDataset(held_out, reading.schema, *tokenizers, eos_token_id=0)
         if found := overlong_records(dataset, max_length):
             if overlong == "refuse":
@@ -190,6 +200,7 @@ def prepare(
         tokenizers=tokenizers,
         max_length=max_length,
         left_out=left_out,
+        disclosure=disclosure.describe(reading.schema, reading.records),
         data=records_digest(reading.records),
         validation=None if validation is None else records_digest(held_out),
     )
@@ -239,6 +250,24 @@ def _without_overlong(
             raise too_long(found, dataset, reading.places, max_length)
         _count(left_out, f"of more than {max_length} tokens", len(found))
         reading = _selected(reading, domain, found)
+
+
+def _disclosed(
+    reading: Reading, disclosure: Disclosure, left_out: dict[str, int]
+) -> tuple[Reading, Callable[[dict[str, Any]], dict[str, Any] | None]]:
+    """The reading as it may be told, and what makes it so of a further record."""
+    schema, change = disclosure.apply(reading.schema, reading.records)
+    kept = [(row, record) for row, found in enumerate(reading.records) if (record := change(found)) is not None]
+    if dropped := len(reading.records) - len(kept):
+        _count(left_out, f"of a category of fewer than {disclosure.rare_below} records", dropped)
+    changed = dataclasses.replace(
+        reading,
+        records=[record for _, record in kept],
+        schema=schema,
+        places=[reading.places[row] for row, _ in kept],
+        groups=None if reading.groups is None else [reading.groups[row] for row, _ in kept],
+    )
+    return changed, change
 
 
 def _selected(reading: Reading, domain: Domain, without: Mapping[int, Any]) -> Reading:

@@ -65,6 +65,24 @@ def add_command(commands: Any) -> None:
         metavar="COLUMN",
         help="columns of a .csv to read as text, digits and leading zeros kept (default: chosen from the values)",
     )
+    privacy = fit.add_argument_group("what the pipeline tells of single rows")
+    privacy.add_argument(
+        "--rare-categories",
+        choices=("keep", "merge", "missing", "drop"),
+        help='a category of few rows stays; becomes "other", or missing; or its rows are left out (default: keep)',
+    )
+    privacy.add_argument(
+        "--rare-below",
+        type=positive_int,
+        metavar="N",
+        help="rows that a category needs not to be rare, and that share each end of a clipped range (default: 5)",
+    )
+    privacy.add_argument(
+        "--ranges",
+        choices=("exact", "rounded", "clipped"),
+        help="ranges of numbers: the smallest and largest seen, these rounded outwards, or the 1st and 99th "
+        "percentile (default: exact)",
+    )
     training = fit.add_argument_group("training")
     training.add_argument(
         "--epochs", type=positive_float, metavar="N", help="most passes over the table (default: the preset's)"
@@ -115,6 +133,9 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "condition_columns",
         "text_columns",
         "validation",
+        "rare_categories",
+        "rare_below",
+        "ranges",
     )
     keywords.update({name: value for name in optional if (value := getattr(arguments, name)) is not None})
     if keywords.get("condition_columns") in (["auto"], ["none"]):

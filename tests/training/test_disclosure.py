@@ -1,11 +1,14 @@
 """What is kept back of single records before anything is learnt."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from difflm import RecordSchema
+from difflm import RecordSchema, fit
 from difflm.training.disclosure import Disclosure, DisclosureError
+from tests.conftest import tiny_preset
 
 
 def table(rows: int = 300) -> pd.DataFrame:
@@ -29,8 +32,9 @@ def table(rows: int = 300) -> pd.DataFrame:
 def apply(frame: pd.DataFrame, **choices):
     schema = RecordSchema.infer(frame)
     records = schema.to_records(frame)
-    published, prepare = Disclosure(**choices).apply(schema, records)
-    return schema, published, records, prepare(records)
+    published, change = Disclosure(**choices).apply(schema, records)
+    changed = [change(record) for record in records]
+    return schema, published, records, [record for record in changed if record is not None]
 
 
 def test_by_default_nothing_changes():
@@ -119,3 +123,22 @@ def test_what_is_logged_for_the_card():
     schema = RecordSchema.infer(frame)
     told = Disclosure().describe(schema, schema.to_records(frame))
     assert told == {"rare_categories": "keep", "rare_below": 5, "rare_categories_listed": 2, "ranges": "exact"}
+
+
+def test_fit_keeps_back_what_it_was_told_to(model_folders, tmp_path):
+    frame = table(60).drop(columns="note")
+    fit(
+        frame,
+        tmp_path / "out",
+        preset=tiny_preset(model_folders),
+        rare_categories="merge",
+        ranges="clipped",
+        show_progress=False,
+    )
+    told = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "out").rglob("*.json"))
+    assert "Ulm" in told
+    for secret in ("Nowhere", "991234.56", "991,234", "117"):
+        assert secret not in told
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text(encoding="utf-8"))
+    expected = {"rare_categories": "merge", "rare_below": 5, "rare_categories_listed": 1, "ranges": "clipped"}
+    assert log["disclosure"] == expected  # the one that is listed is "other" itself
