@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,10 +42,21 @@ def installed_code() -> dict[str, str]:
 
 
 def _read(pipeline_file: Path, model_files: Mapping[str, Path]) -> dict[str, str]:
-    names = [pipeline_file.stem, *_sibling_names(pipeline_file)]
-    sources = {f"{name}.py": pipeline_file.with_name(f"{name}.py") for name in names}
-    sources |= {f"{component}/{MODEL_MODULES[component]}.py": path for component, path in model_files.items()}
-    return {name: path.read_text(encoding="utf-8") for name, path in sources.items() if path.is_file()}
+    siblings = {f"{name}.py": pipeline_file.with_name(f"{name}.py") for name in _sibling_names(pipeline_file)}
+    files = {"pipeline_difflm.py": pipeline_file, **siblings}
+    files |= {f"{component}/{MODEL_MODULES[component]}.py": path for component, path in model_files.items()}
+    sources = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    return {name: _unfollowed(text) if name in siblings else text for name, text in sources.items()}
+
+
+def _unfollowed(source: str) -> str:
+    """The code of a sibling, its imports of siblings written in a way that diffusers does not follow.
+
+    From the Hub diffusers fetches what a file names by ``from .x import``, then what that names, and so on: a few
+    requests for every path from file to file, and for ever where two name each other. ``pipeline_difflm.py`` names
+    them all.
+    """
+    return re.sub(r"^(\s*from \.)(?=\w)", r"\1 ", source, flags=re.MULTILINE)
 
 
 def _source_file(cls: type) -> Path:
