@@ -1,4 +1,4 @@
-"""Checkpoints of format 1 still load, and sample what they did: tests/data/format_1/make.py wrote both."""
+"""Checkpoints of format 1 still load, and sample what they did: tests/data/format_1/make.py wrote both back then."""
 
 import json
 import runpy
@@ -22,7 +22,7 @@ def as_asked(value):
 def test_checkpoint_of_format_1_samples_what_it_did(name):
     pipe = DiffLMPipeline.from_pretrained(FORMAT_1 / name, decoder_name_or_path=str(FORMAT_1 / "decoder"))
     pipe.set_progress_bar_config(disable=True)
-    sampled = runpy.run_path(str(FORMAT_1 / "make.py"))["sampled"]
+    sampled = runpy.run_path(str(FORMAT_1 / "ways.py"))["sampled"]
     stored = json.loads((FORMAT_1 / "sampled.json").read_text(encoding="utf-8"))
     asked = stored["asked"][name]
     condition = {column: as_asked(value) for column, value in asked["condition"].items()}
