@@ -153,7 +153,7 @@ class TestFit:
     def test_options_given_are_passed_on(self, fake_fit, table):
         words = "--preset tiny --encoder e --decoder d --injection soft_prompt --record-format values --epochs 2.5"
         words += " --max-minutes 3 --batch-size 4 --seed 5 --condition-columns a b --text-columns b"
-        words += f" --validation {table} --resume --overwrite"
+        words += f" --validation {table} --rare-categories drop --rare-below 9 --ranges clipped --resume --overwrite"
         assert cli.main(["fit", str(table), "--output-dir", "out", *words.split()]) == 0
         assert fake_fit.calls[0][2] == {
             "preset": "tiny",
@@ -168,6 +168,9 @@ class TestFit:
             "condition_columns": ["a", "b"],
             "text_columns": ["b"],
             "validation": str(table),
+            "rare_categories": "drop",
+            "rare_below": 9,
+            "ranges": "clipped",
             "resume": True,
             "overwrite": True,
         }
@@ -196,6 +199,7 @@ class TestFit:
 
         every = "--encoder e --decoder d --injection soft_prompt --record-format values --epochs 1 --max-minutes 1"
         every += " --batch-size 1 --condition-columns a --text-columns b --validation v"
+        every += " --rare-categories merge --rare-below 3 --ranges rounded"
         arguments = build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
         inspect.signature(fit).bind(arguments.data, arguments.output_dir, **fit_arguments(arguments))
         options = {action.dest for action in subcommands()["fit"]._actions} - {"help", "data", "output_dir"}
