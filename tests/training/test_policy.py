@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 
 import pytest
@@ -10,9 +11,14 @@ import pytest
 from difflm.training.policy import Policy
 
 
+# Python 3.13 takes the indentation off a docstring.
+FIELDS = r"^(\w+(?:, \w+)*) : (?:int|float), default"
+DOCUMENTED = inspect.getdoc(Policy)
+
+
 def test_every_field_is_explained():
     documented = set()
-    for line in re.findall(r"^    (\w+(?:, \w+)*) : (?:int|float), default", Policy.__doc__, flags=re.MULTILINE):
+    for line in re.findall(FIELDS, DOCUMENTED, flags=re.MULTILINE):
         documented.update(line.split(", "))
     assert documented == {field.name for field in dataclasses.fields(Policy)}
 
@@ -21,9 +27,7 @@ def test_every_field_is_explained():
 def test_the_default_is_the_one_documented(name):
     names, values = next(
         (names.split(", "), values.split(", "))
-        for names, values in re.findall(
-            r"^    (\w+(?:, \w+)*) : (?:int|float), default (.+)$", Policy.__doc__, flags=re.MULTILINE
-        )
+        for names, values in re.findall(f"{FIELDS} (.+)$", DOCUMENTED, flags=re.MULTILINE)
         if name in names.split(", ")
     )
     assert float(values[names.index(name)]) == getattr(Policy(), name)
