@@ -69,6 +69,8 @@ def arrow_type(column: Column, big_integers: str = "decimal") -> pa.DataType | N
 
     if big_integers not in BIG_INTEGERS:
         raise ValueError(f"big_integers={big_integers!r} is not one of {', '.join(BIG_INTEGERS)}")
+    if (found := column.rules.arrow_type()) is not None:
+        return found
     if column.kind == "json":
         return nested_type(column.json_schema or {}) or pa.string()
     if holds_big_integers(column):

@@ -302,14 +302,29 @@ class _DateKind(ColumnKind):
     def is_condition_column(self, max_categories: int) -> bool:
         return True
 
-    # ---- back to a table
+    # ---- back to a table and to files
+
+    def in_data(self, value: Any) -> Any:
+        return value if self.source is None else self.source.write(self.form.fields(value) or {})
+
+    def arrow_type(self) -> Any:
+        import pyarrow as pa
+
+        if self.source is not None:
+            return pa.string()
+        if self.column.dtype != "object":
+            fixed = self.column.offset not in (None, "+00:00") and self.column.dtype.startswith("datetime64")
+            unit = re.search(r"\[(s|ms|us|ns)", self.column.dtype)
+            return pa.timestamp(unit[1], tz=self.column.offset) if fixed and unit else None
+        if not self.has_time:
+            return pa.date32()
+        return pa.timestamp("us", tz=self.column.offset) if self.has_date else pa.time64("us")
 
     def restored(self, values: Sequence[Any]) -> pd.Series | None:
         import pandas as pd
 
         if self.source is not None:
-            source = self.source
-            texts = [None if value is None else source.write(self.form.fields(value) or {}) for value in values]
+            texts = [None if value is None else self.in_data(value) for value in values]
             return pd.Series(texts, dtype=self.column.dtype)
         if "datetime64" in self.column.dtype or self.column.dtype.startswith("timestamp["):
             return self._stamps(values)

@@ -136,6 +136,14 @@ class ColumnKind:
         """A table's column of normalised values, where the dtype alone does not say how; missing ones are None."""
         return None
 
+    def arrow_type(self) -> Any:
+        """The Arrow type of the table's column, where its pandas dtype does not say; None if it does."""
+        return None
+
+    def in_data(self, value: Any) -> Any:
+        """A normalised value as files like the data's hold it, in JSON's types."""
+        return value
+
     # ---- features for the latent
 
     @property

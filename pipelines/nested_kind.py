@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from .errors import ConditionError, SchemaError
-from .json_schemas import CONTROLS, NestedSchema, grammar_schema, structure
+from .json_schemas import CONTROLS, NestedSchema, grammar_schema, resolved, structure
 from .json_values import plain_json, read_json
 from .kind_base import ColumnKind, Writer
 from .patterns import json_text
@@ -65,7 +65,50 @@ class JsonKind(ColumnKind):
         made = grammar_schema(schema, within_range=within_range)
         return spec | {"json_schema": made, "controls": CONTROLS in schema}
 
+    def typical(self) -> Any:
+        """A smallest value that the schema allows: what must be there, and nothing else."""
+        try:
+            value = _smallest(self.schema, self.schema)
+        except (RecursionError, SchemaError) as error:
+            raise self.error(f"no example of its values can be made ({error}): give one in every record") from None
+        if problem := self.problem(value):
+            raise self.error(f"no example of its values can be made ({problem}): give one in every record")
+        return value
+
     def condition_value(self, value: Any) -> Any:
         raise ConditionError(
             f"{self.column.name!r} holds nested JSON: conditions on it are not supported; use accept=."
         )
+
+
+def _smallest(schema: Any, root: dict[str, Any]) -> Any:
+    """A value with only what a JSON Schema requires; it need not fit where keywords depend on each other."""
+    if not isinstance(schema, dict) or not schema:
+        return None
+    if reference := schema.get("$ref"):
+        return _smallest(resolved(str(reference), root), root)
+    if "const" in schema or schema.get("enum"):
+        return schema["const"] if "const" in schema else schema["enum"][0]
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if branches := schema.get(keyword):
+            rest = {key: item for key, item in schema.items() if key != keyword}
+            return _smallest(rest | dict(branches[0]), root)
+    kind = schema.get("type", "object" if "required" in schema else "null")
+    kind = kind if isinstance(kind, str) else kind[0]
+    if kind == "object":
+        properties = schema.get("properties", {})
+        return {name: _smallest(properties.get(name), root) for name in schema.get("required", ())}
+    if kind == "array":
+        first = schema.get("prefixItems", [])[: schema.get("minItems", 0)]
+        rest = schema.get("minItems", 0) - len(first)
+        return [_smallest(item, root) for item in [*first, *[schema.get("items")] * rest]]
+    if kind == "string":
+        return "x" * schema.get("minLength", 0)
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum"))
+        high = schema.get("maximum", schema.get("exclusiveMaximum"))
+        nearest = 0 if (low is None or low <= 0) and (high is None or high >= 0) else high if low is None else low
+        step = 1 if kind == "integer" else 0.5
+        is_open = nearest in (schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum"))
+        return nearest if not is_open else nearest + step if nearest == low else nearest - step
+    return False if kind == "boolean" else None

@@ -294,6 +294,13 @@ class RecordSchema:
             index=index,
         )
 
+    def in_data(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A normalised record in JSON's types with dates in the format of the data's texts."""
+        return {
+            column.name: None if record[column.name] is None else column.rules.in_data(record[column.name])
+            for column in self.columns
+        }
+
     # ---- saving
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,14 +45,15 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
 def write_records(result: Any, path: Path, *, big_integers: str = "decimal") -> None:
     """Write the records of a ``DiffLMPipelineOutput`` as the ending of ``path`` says.
 
-    ``.jsonl`` keeps the JSON values as sampled (missing is ``null``); ``.csv`` and ``.parquet`` hold the columns with
-    the dtypes of the training table; in ``.csv`` missing is an empty cell, and nested values are JSON text. What is
-    written in another form than the records have is said by [`output_notes`] beforehand.
+    ``.jsonl`` keeps the JSON values as sampled (missing is ``null``), dates in the data's format; ``.csv`` and
+    ``.parquet`` hold the columns with the dtypes of the training table; in ``.csv`` missing is an empty cell, and
+    nested values are JSON text. What is written in another form than the records have is said by [`output_notes`]
+    beforehand.
     """
     ending = path.suffix.lower()
     if ending == ".jsonl":
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-        write_text(path, lines)
+        records = map(result.schema.in_data, result.records)
+        write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
         return
     with atomic_file(path) as temporary:
         if ending == ".csv":
