@@ -146,9 +146,8 @@ def library_class(component: str, class_name: str) -> Any:
     UnsafePipelineError
         If the installed library has no such class, or it is another kind of thing.
     """
-    library, base = transformers, PreTrainedTokenizerBase
-    if component == "scheduler":
-        library, base = diffusers, SchedulerMixin
+    library: Any = diffusers if component == "scheduler" else transformers
+    base: type = SchedulerMixin if component == "scheduler" else PreTrainedTokenizerBase
     found = getattr(library, class_name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UnsafePipelineError(
