@@ -66,8 +66,8 @@ _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 FORMATS = frozenset((
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 ))
-# Bounds beyond these are left to the check: the grammar's are floats, and its ranges of floats expressions.
-_LARGEST_INTEGER, _LARGEST_NUMBER = 1 << 53, 1e15
+#: Bounds beyond these are left to the check: the grammar's are floats, and its ranges of floats expressions.
+LARGEST_INTEGER, LARGEST_NUMBER = 1 << 53, 1e15
 _FINEST_DECIMALS = 8
 # Patterns are not Python's.
 _NO_FORMATS = jsonschema.FormatChecker(formats=())
@@ -335,7 +335,7 @@ def grammar_schema(schema: Mapping[str, Any], *, within_range: bool = True) -> d
             kept |= _widened(part)
         if (decimals := part.get(DECIMALS)) and decimals <= _FINEST_DECIMALS:
             kept["multipleOf"] = float(f"1e-{decimals}")
-        largest = _LARGEST_INTEGER if part.get("type") == "integer" else _LARGEST_NUMBER
+        largest = LARGEST_INTEGER if part.get("type") == "integer" else LARGEST_NUMBER
         for bound in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
             if bound in kept and not -largest <= kept[bound] <= largest:
                 del kept[bound]

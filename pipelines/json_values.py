@@ -63,7 +63,7 @@ def _plain(value: Any, schema: Any, column: str) -> Any:
         value = value.item()
     if is_missing(value):
         return None
-    schema = schema if isinstance(schema, Mapping) else {}
+    schema = _branch(schema, value)
     if isinstance(value, Mapping):
         properties, other = schema.get("properties") or {}, schema.get("additionalProperties")
         if bad := [key for key in value if not isinstance(key, str)]:
@@ -77,7 +77,8 @@ def _plain(value: Any, schema: Any, column: str) -> Any:
             raise SchemaError(f"column {column!r}: keys of an object differ in broken unicode only: rename them")
         return plain
     if isinstance(value, (list, tuple)):
-        return [_plain(item, schema.get("items"), column) for item in value]
+        first, rest = schema.get("prefixItems", ()), schema.get("items")
+        return [_plain(item, first[i] if i < len(first) else rest, column) for i, item in enumerate(value)]
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, decimal.Decimal) and value.is_finite():
@@ -94,3 +95,21 @@ def _plain(value: Any, schema: Any, column: str) -> Any:
     if isinstance(value, datetime.date):
         return date_text(value, None)
     raise SchemaError(f"column {column!r} holds {type(value).__name__} ({shown(value)}), which is not JSON: cast it")
+
+
+def _branch(schema: Any, value: Any) -> Mapping[str, Any]:
+    """The part of a schema that describes objects if the value is one, arrays if it is one, else numbers."""
+    if not isinstance(schema, Mapping):
+        return {}
+    kind = "object" if isinstance(value, Mapping) else "array" if isinstance(value, list | tuple) else "integer"
+    parts = [part for part in schema.get("anyOf", ()) if isinstance(part, Mapping) and part.get("type") == kind]
+    return parts[0] if parts else schema
+
+
+def without_absent(value: Any) -> Any:
+    """A nested value of an Arrow table without the fields that are None: Arrow gives every struct all fields."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: without_absent(item) for key, item in value.items() if item is not None}
+    return [without_absent(item) for item in value] if isinstance(value, list) else value

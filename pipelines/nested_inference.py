@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from difflm.pipelines.errors import SchemaError
-from difflm.pipelines.json_schemas import CONTROLS, DECIMALS, OBSERVED
+from difflm.pipelines.json_schemas import CONTROLS, DECIMALS, LARGEST_INTEGER, LARGEST_NUMBER, OBSERVED
 
 
 #: Fewer objects than this say nothing about the keys of others.
@@ -97,7 +97,15 @@ class _Numbers:
         schema: dict[str, Any] = {"type": "integer" if self.whole else "number"}
         if self.exponent:  # neither a range's grammar nor one of digits has exponents
             return schema
-        schema |= {"minimum": self.low, "maximum": self.high}
+        low, high = self.low, self.high
+        if not self.whole:
+            # In the grammar library's ranges, the one number of a range of one and a zero at the end have no point.
+            if low == high:
+                low, high = min(low, 0), max(high, 0)
+            if high == 0:
+                high = float(f"1e-{self.decimals}")
+        largest = LARGEST_INTEGER if self.whole else LARGEST_NUMBER
+        schema |= {name: end for name, end in (("minimum", low), ("maximum", high)) if abs(end) <= largest}
         return schema if self.whole or self.decimals > _MAX_DECIMALS else schema | {DECIMALS: self.decimals}
 
 

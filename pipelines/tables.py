@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import SchemaError
+from .json_values import without_absent
 from .values import is_missing, listed
 
 
@@ -35,6 +36,7 @@ def as_dataframe(data: Any) -> pd.DataFrame:
         for name, feature in data.features.items():
             if (labels := getattr(feature, "names", None)) and hasattr(feature, "int2str"):
                 frame[name] = frame[name].map(dict(enumerate(labels)))
+        frame = without_absent_fields(frame, data.features.arrow_schema)
     elif isinstance(data, Sequence) and not isinstance(data, (str, bytes)):
         for row, record in enumerate(data):
             if not isinstance(record, Mapping):
@@ -56,6 +58,12 @@ def as_dataframe(data: Any) -> pd.DataFrame:
         name = frame.columns[frame.columns.duplicated()][0]
         raise SchemaError(f"column name {name!r} occurs more than once: rename or drop one of the columns")
     return frame.reset_index(drop=True)
+
+
+def without_absent_fields(frame: pd.DataFrame, schema: Any) -> pd.DataFrame:
+    """A frame made of an Arrow table, in whose nested columns absent fields are absent instead of None."""
+    structs = [field.name for field in schema if "struct<" in str(field.type)]
+    return frame.assign(**{name: frame[name].map(without_absent) for name in structs if name in frame.columns})
 
 
 def _series(values: list[Any]) -> pd.Series:

@@ -151,7 +151,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    frame = table.to_pandas()
+    frame = tables.without_absent_fields(table.to_pandas(maps_as_pydicts="lossy"), table.schema)
     # What pandas stored as the index is a column like the others; row numbers have no name.
     levels = [level for level in frame.index.names if level is not None and level not in frame.columns]
     frame = tables.as_dataframe(frame.reset_index(level=levels) if levels else frame)

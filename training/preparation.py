@@ -17,6 +17,7 @@ from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain, Reading, find_domain
 from difflm.training.fingerprint import records_digest
+from difflm.training.nested_check import check_nested_columns
 from difflm.training.overlong import OVERLONG, overlong_records, too_long
 from difflm.training.policy import Policy
 from difflm.training.presets import PRESETS, Preset
@@ -188,6 +189,8 @@ def prepare(
             _count(left_out, f"validation records of more than {max_length} tokens", len(found))
             if not held_out:
                 raise TooFewRecordsError("No record of the validation data is short enough: raise max_length.")
+    decoder_tokenizer = tokenizers[1]
+    check_nested_columns(train, reading.schema, decoder_tokenizer, decoder_tokenizer.eos_token_id or 0)
     if left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         warnings.warn(f"Left out: {reasons}. {len(train):,} records are learned from.", stacklevel=3)
