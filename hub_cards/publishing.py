@@ -41,7 +41,10 @@ def write_space(folder: str | Path, repo_id: str, target: str | Path) -> Path:
     (target / "pipeline.json").write_text(json.dumps({"repo_id": repo_id}) + "\n", encoding="utf-8")
     decoder = str(read_json(Path(folder) / "autoencoder" / "config.json").get("decoder_name_or_path") or "")
     if decoder.startswith("package://"):
-        package = decoder.removeprefix("package://").partition("/")[0].replace("_", "-")
+        module = decoder.removeprefix("package://").partition("/")[0]
+        if not module.isidentifier():  # a line of requirements.txt may be an option of pip's
+            raise ValueError(f"{folder}: the decoder {decoder!r} names no Python package: save the pipeline anew.")
+        package = module.replace("_", "-")
         with (target / "requirements.txt").open("a", encoding="utf-8") as stream:
             stream.write(f"{package}\n")
     readme = source.joinpath("README.md").read_text(encoding="utf-8")

@@ -15,12 +15,14 @@ from typing import Any
 
 from difflm.errors import DiffLMError
 from difflm.pipelines.column_kinds import Column
+from difflm.pipelines.date_kinds import DateKind, DatetimeKind, TimeKind, ZonedKind
 from difflm.pipelines.record_schema import RecordSchema
 
 
 RARE_CATEGORIES = ("keep", "merge", "missing", "drop")
 RANGES = ("exact", "rounded", "clipped")
 OTHER = "other"
+DATES = (DateKind, DatetimeKind, TimeKind, ZonedKind)
 # Of the values of a column, at either end, that "clipped" takes away.
 CLIPPED_SHARE = 0.01
 # At most so many steps of a "rounded" range.
@@ -44,9 +46,10 @@ class Disclosure:
     rare_below : int, default 5
         How many records a category needs not to be rare. Also how many share each end of a "clipped" range.
     ranges : {"exact", "rounded", "clipped"}, default "exact"
-        Numbers are sampled between the smallest and the largest seen; between these, rounded outwards to steps of
-        about a twentieth of the range; or between the 1st and the 99th percentile, to which records beyond are moved
-        before anything is learnt (at least ``rare_below`` records lie at each end).
+        Numbers and dates are sampled between the smallest and the largest seen; between these, rounded outwards to
+        steps of about a twentieth of the range (dates to whole years, times to hours); or between the 1st and the
+        99th percentile, to which records beyond are moved before anything is learnt (at least ``rare_below`` records
+        lie at each end).
     """
 
     rare_categories: str = "keep"
@@ -80,11 +83,15 @@ class Disclosure:
         changes: dict[str, Callable[[Any], Any]] = {}
         for column in schema.columns:
             values = [record[column.name] for record in records if record[column.name] is not None]
-            column, merge = self._categories(column, values)
-            column, clip = self._range(column, values)
+            steps = []
+            for step in (self._categories, self._range):
+                column, found = step(column, values)
+                if found is not None:
+                    steps.append(found)
+                    values = [value for value in map(found, values) if value is not None and value is not _DROP]
             columns.append(column)
-            if merge or clip:
-                changes[column.name] = merge or clip  # type: ignore[assignment]
+            if steps:
+                changes[column.name] = _chained(steps)
 
         def change(record: dict[str, Any]) -> dict[str, Any] | None:
             return _changed(record, changes)
@@ -97,17 +104,19 @@ class Disclosure:
         return RecordSchema(tuple(columns), schema.record_format), change
 
     def _categories(self, column: Column, values: Sequence[Any]) -> tuple[Column, Callable[[Any], Any] | None]:
-        counts = Counter(values) if column.kind == "category" else Counter()
+        counts = Counter(values) if column.categories else Counter()
         rare = {value for value in column.categories or () if counts[value] < self.rare_below}
-        if self.rare_categories == "keep" or column.kind != "category" or not rare:
+        if self.rare_categories == "keep" or not rare:
             return column, None
         kept = tuple(value for value in column.categories or () if value not in rare)
-        is_text = all(isinstance(value, str) for value in column.categories or ()) and column.timespec is None
+        is_text = column.kind == "category" and all(isinstance(value, str) for value in column.categories or ())
         merged = OTHER if self.rare_categories == "merge" and is_text else None
         if self.rare_categories != "drop":
             kept = (*kept, *([merged] if merged is not None and merged not in kept else []))
             column = replace(column, nullable=column.nullable or merged is None)
         column = _with_categories(column, kept)
+        if column.minimum is not None:  # a date's
+            column = replace(column, minimum=min(kept), maximum=max(kept))
         if self.rare_categories == "drop":
             return column, lambda value: _DROP if value in rare else value
         return column, lambda value: merged if value in rare else value
@@ -121,11 +130,13 @@ class Disclosure:
         ordered = sorted(values)
         beyond = min(max(self.rare_below, math.ceil(CLIPPED_SHARE * len(ordered))), (len(ordered) + 1) // 2) - 1
         low, high = ordered[beyond], ordered[-1 - beyond]
+        if column.categories:  # a date's
+            column = replace(column, categories=tuple(value for value in column.categories if low <= value <= high))
         return replace(column, minimum=low, maximum=high), lambda value: min(max(value, low), high)
 
     def describe(self, schema: RecordSchema, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """For the training log, and from there the card: the choices, and how many listed categories are rare."""
-        listed = [column for column in schema.columns if column.kind == "category"]
+        listed = [column for column in schema.columns if column.categories]
         rare = 0
         for column in listed:
             counts = Counter(record[column.name] for record in records)
@@ -139,6 +150,17 @@ class Disclosure:
 
 
 _DROP = object()
+
+
+def _chained(steps: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def change(value: Any) -> Any:
+        for step in steps:
+            if value is None or value is _DROP:
+                break
+            value = step(value)
+        return value
+
+    return change
 
 
 def _changed(record: Mapping[str, Any], changes: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any] | None:
@@ -167,6 +189,11 @@ def _with_categories(column: Column, kept: tuple[Any, ...]) -> Column:
 def _rounded(column: Column) -> tuple[Any, Any]:
     """The range of a column, rounded outwards to steps of 1, 2 or 5, as far as its dtype goes."""
     low, high = column.minimum, column.maximum
+    if isinstance(low, str) and isinstance(column.rules, DATES):
+        form, (earliest, latest) = column.rules.form, column.rules.limits
+        prefix = 4 if column.rules.has_date else 2  # whole years, or hours
+        first, last = form.end(low[:prefix], last=False), form.end(high[:prefix], last=True)
+        return max(first or low, earliest), min(last or high, latest)
     if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
         return low, high
     exact = decimal.Context(prec=60)

@@ -142,3 +142,19 @@ def test_fit_keeps_back_what_it_was_told_to(model_folders, tmp_path):
     log = json.loads((tmp_path / "out" / "training_log.json").read_text(encoding="utf-8"))
     expected = {"rare_categories": "merge", "rare_below": 5, "rare_categories_listed": 1, "ranges": "clipped"}
     assert log["disclosure"] == expected  # the one that is listed is "other" itself
+
+
+@pytest.mark.parametrize("choices", [{"ranges": "rounded"}, {"ranges": "clipped"}, {"rare_categories": "missing"}])
+@pytest.mark.parametrize("distinct", [4, 200])
+def test_first_and_last_date_of_single_records_are_kept_back(choices, distinct):
+    days = pd.Timestamp("2021-03-01") + pd.to_timedelta(np.arange(300) % distinct, unit="D")
+    frame = pd.DataFrame({"day": days, "at": days + pd.Timedelta(hours=5, minutes=7)})
+    frame.loc[0] = [pd.Timestamp("1987-06-05"), pd.Timestamp("2031-08-09 10:11:12")]
+    schema, published, before, after = apply(frame, **choices)
+    if "rare_categories" in choices and not schema.column("day").categories:
+        return  # dates that are listed nowhere are no categories
+    told = str(published.to_dict())
+    listed = "ranges" in choices and choices["ranges"] == "rounded" and schema.column("day").categories
+    assert listed or "1987-06-05" not in told and "2031-08-09" not in told
+    for record in after:
+        assert published.parse(published.serialize(record)) == record
