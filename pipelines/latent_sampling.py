@@ -1,13 +1,11 @@
-"""Sample latents from a DiffLM denoiser with diffusers' EDM-family schedulers.
-
-This file is also stored beside the weights of a published model, so it imports nothing from the ``difflm`` package.
-"""
+"""Sample latents from a DiffLM denoiser with diffusers' EDM-family schedulers."""
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.hooks import remove_hook_from_module
@@ -21,6 +19,9 @@ StepCallback = Callable[[int, torch.Tensor, dict[str, Any]], dict[str, Any] | No
 # Final latents are rounded to this grid (standardised units). Matrix products of different batch sizes differ in the
 # last bits; far below what the decoder can see, the rounding makes a row's latent the same in every batch.
 LATENT_GRID = 2.0**-16
+
+# Of what and which network in the loop's dtype, by denoiser, with which it goes.
+_copies: WeakKeyDictionary[torch.nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
 
 _Network = Callable[[torch.Tensor, torch.Tensor | float, torch.Tensor | None], torch.Tensor]
 
@@ -106,12 +107,7 @@ def sample_latents(
         return start_latents.to(device=device, dtype=torch.float32, copy=True)
     if dtype is None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
-    # A copy, because changing the dtype or the mode of the caller's module would leak out of this call. nn.Module's
-    # own `to`, because that of diffusers warns of the precision of the statistics, which is not lowered here.
-    network = torch.nn.Module.to(copy.deepcopy(denoiser), dtype).eval()
-    # Offloading hooks would move the copy's activations to another device than the loop's.
-    remove_hook_from_module(network, recurse=True)
-
+    network = _network_in(denoiser, dtype)
     output = torch.empty(num, latent_size, device=device, dtype=torch.float32)
     starts = range(0, num, chunk_size)
     total_steps = len(starts) * (num_inference_steps - first_step)
@@ -145,6 +141,34 @@ def sample_latents(
             latents = (latents / LATENT_GRID).round() * LATENT_GRID
             output[chunk] = network.unstandardize(latents).to(output.dtype)
     return output
+
+
+def _network_in(denoiser: Any, dtype: torch.dtype) -> Any:
+    """A copy of the denoiser in this dtype: changing the caller's own would leak out of the call.
+
+    It is built once and gets the present weights at every call: whether they have changed cannot be told (writing
+    through ``.data``, as averaging does, leaves no trace), and copying them costs less than comparing.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        known, layout = _copies.get(denoiser), _layout(denoiser, dtype)
+        if known is None or known[0] != layout:
+            # nn.Module's own `to`: that of diffusers warns of the precision of the statistics, not lowered here.
+            network = torch.nn.Module.to(copy.deepcopy(denoiser), dtype).eval()
+            # Offloading hooks would move the copy's activations to another device than the loop's.
+            remove_hook_from_module(network, recurse=True)
+            _copies[denoiser] = known = (layout, network)
+        for mine, current in zip(_tensors(known[1]).values(), _tensors(denoiser).values(), strict=True):
+            mine.copy_(current)
+    return known[1]
+
+
+def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict([*network.named_parameters(), *network.named_buffers()])
+
+
+def _layout(denoiser: torch.nn.Module, dtype: torch.dtype) -> Any:
+    """What a copy in this dtype must have been made of for the weights to be copied to it."""
+    return dtype, [(name, tensor.shape, tensor.device) for name, tensor in _tensors(denoiser).items()]
 
 
 def _karras_loop(

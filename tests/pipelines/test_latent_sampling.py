@@ -1,7 +1,10 @@
 """sample_latents: exact answers on a Gaussian, independence of rows, guidance, variation."""
 
+import gc
 import logging
+import weakref
 from contextlib import contextmanager
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,8 @@ from diffusers import (
 )
 
 from difflm.modeling_denoiser import DiffLMDenoiser, edm_coefficients
-from difflm.pipelines.latent_sampling import sample_latents
+from difflm.pipelines import latent_sampling
+from difflm.pipelines.latent_sampling import LATENT_GRID, sample_latents
 
 
 MEAN = torch.tensor([0.5, -1.0, 0.0])
@@ -148,9 +152,72 @@ def test_a_row_depends_on_its_generator_only(make_scheduler: Any) -> None:
 
     together = run(0, 33, 1000)
     assert len(torch.unique(together, dim=0)) == 33
-    torch.testing.assert_close(run(0, 33, 7), together, atol=1e-6, rtol=0)
+    assert torch.equal(run(0, 33, 7), together)
     for row in (0, 17, 32):
-        torch.testing.assert_close(run(row, 1, 1000)[0], together[row], atol=1e-6, rtol=0)
+        assert torch.equal(run(row, 1, 1000)[0], together[row])
+
+
+def test_latents_lie_on_a_grid() -> None:
+    """Below it batches of different sizes differ, above it the decoder could tell."""
+    denoiser = tiny_denoiser()
+    denoiser.scaler.set_latent_statistics(torch.zeros(6), torch.ones(6))
+    latents = sample_latents(denoiser, KarrasVeScheduler(), 20, generators=generators(20), num_inference_steps=9)
+    steps = latents.double() / LATENT_GRID
+    assert torch.equal(steps, steps.round())
+    assert len(steps.unique()) == 120
+
+
+def test_churn_adds_noise_of_the_rows_own_and_none_without() -> None:
+    denoiser = tiny_denoiser()
+
+    def run(churn: float, count: int = 4) -> tuple[torch.Tensor, list[torch.Generator]]:
+        used, scheduler = generators(count), KarrasVeScheduler(s_churn=churn)
+        return sample_latents(denoiser, scheduler, count, generators=used, num_inference_steps=9), used
+
+    (calm, used), (churned, _) = run(0.0), run(40.0)
+    assert ((churned - calm).abs().amax(dim=1) > 0.1).all()
+    assert torch.equal(run(40.0, 2)[0], churned[:2])
+    for generator, fresh in zip(used, generators(4), strict=True):  # the start was drawn, and nothing after it
+        torch.randn(6, generator=fresh)
+        assert torch.equal(generator.get_state(), fresh.get_state())
+
+
+def test_the_networks_copy_is_built_once_follows_the_weights_and_goes_with_the_denoiser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied = []
+
+    def spy(value: Any, *memo: Any) -> Any:
+        made = deepcopy(value, *memo)
+        if not memo:  # not of a part of what is copied
+            copied.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(latent_sampling.copy, "deepcopy", spy)
+    denoiser, scheduler = tiny_denoiser(), KarrasVeScheduler(s_churn=0)
+
+    def run(sampled: DiffLMDenoiser) -> torch.Tensor:
+        return sample_latents(sampled, scheduler, 3, generators=generators(3), num_inference_steps=5)
+
+    with torch.inference_mode():  # what is made here must serve outside, too
+        first = run(denoiser)
+    assert torch.equal(run(denoiser), first)
+    assert len(copied) == 1
+    weight = next(parameter for name, parameter in denoiser.named_parameters() if name.endswith("projection.weight"))
+    weight.data.mul_(1.5)  # leaves no trace in the tensor's version
+    changed = run(denoiser)
+    assert not torch.equal(changed, first)
+    assert len(copied) == 1
+    weight.data.div_(1.5)
+    assert torch.equal(run(denoiser), first)
+    denoiser.bfloat16()
+    assert not torch.equal(run(denoiser), first)
+    before = len(copied)
+    sample_latents(denoiser, scheduler, 3, num_inference_steps=5, dtype=torch.float32)
+    assert len(copied) == before + 1
+    del denoiser, weight
+    gc.collect()
+    assert all(made() is None for made in copied)
 
 
 def test_float32_and_float64_start_from_the_same_noise() -> None:

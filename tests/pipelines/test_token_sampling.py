@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,44 @@ def test_top_k_top_p_and_temperature_zero() -> None:
     assert set(draw(logits, np.array([1, 2, 3]), 50, temperature=0)) == {2}
 
 
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    equal = torch.zeros(4)
+    assert set(draw(equal, np.arange(4), 400, top_p=0.5)) == {0, 1}
+    assert set(draw(equal, np.arange(4), 400, top_p=0.501)) == {0, 1, 2}
+    assert set(draw(equal, np.arange(4), 400, top_p=1e-9)) == {0}
+
+
+def test_bounds_that_keep_all_change_nothing() -> None:
+    torch.manual_seed(4)
+    logits = torch.randn(300) * 5
+    plain = draw(logits, np.arange(300), 500)
+    assert (draw(logits, np.arange(300), 500, top_p=1, top_k=0) == plain).all()
+    assert (draw(logits, np.arange(300), 500, top_k=300) == plain).all()
+
+
+def test_rounding_never_draws_past_the_last_token_of_weight() -> None:
+    """The largest uniform number; blocks are summed in another precision than their tokens."""
+    largest = SimpleNamespace(uniform=lambda: 1 - 2.0**-53)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        logits = torch.rand(600)
+        mask = np.zeros(600, dtype=np.bool_)
+        mask[:500] = True
+        assert choose_tokens(logits[None], [mask], [largest]) == [499]
+        # Rows of different lengths: the shorter one is filled up with tokens of no weight.
+        choices = [np.arange(240), np.arange(255)]
+        assert choose_tokens(logits.expand(2, -1), choices, [largest, largest]) == [239, 254]
+
+
+def test_options_of_numpys_types() -> None:
+    logits = torch.randn(50)
+    plain = draw(logits, np.arange(50), 40, temperature=0.5, top_k=7, top_p=0.75)
+    found = draw(
+        logits, np.arange(50), 40, temperature=np.float32(0.5), top_k=np.int64(7), top_p=np.float32(0.75)
+    )
+    assert (found == plain).all()
+
+
 def test_logits_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(SamplingError, match="not finite"):
         draw(torch.full((4,), float("nan")), np.arange(4), 1)
@@ -128,6 +167,10 @@ def test_wrong_seeds_and_rows_are_refused(arguments: tuple) -> None:
         ((float("inf"), None, None), "temperature"),
         ((float("nan"), None, None), "temperature"),
         (("hot", None, None), "temperature"),
+        ((True, None, None), "temperature"),
+        ((1, True, None), "top_k"),
+        ((1, np.True_, None), "top_k"),
+        ((1, None, True), "top_p"),
         ((1, -1, None), "top_k"),
         ((1, 1.5, None), "top_k"),
         ((1, None, 0), "top_p"),
