@@ -729,8 +729,11 @@ class DiffLMModel(PreTrainedModel):
         for name in ("token", "cache_dir", "local_files_only"):
             if kwargs.get(name) is not None:
                 decoder_kwargs.setdefault(name, kwargs[name])
-        kwargs.pop("torch_dtype", None)
-        kwargs["dtype"] = torch.float32  # the trainable parts; the decoder has its own dtype
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        asked = next((dtype for dtype in dtypes if dtype not in (None, "auto")), None)
+        if asked is not None:  # diffusers' and transformers' argument: of the decoder, nearly all of the weights
+            overrides.setdefault("decoder_dtype", asked)
+        kwargs["dtype"] = torch.float32  # what was trained
         kwargs.setdefault("use_safetensors", True)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -820,7 +823,7 @@ class DiffLMModel(PreTrainedModel):
         """
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.encoder_autocast):
             hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
-        hidden = hidden.float()
+        hidden = hidden.to(self.dtype)
         if self.pooling is not None:
             pooled = self.pooling(hidden, attention_mask)
         elif self.config.pooling == "mean":
@@ -847,7 +850,8 @@ class DiffLMModel(PreTrainedModel):
         return self._posterior(torch.cat([silent, features], dim=1))
 
     def _posterior(self, pooled: Tensor) -> Posterior:
-        return Posterior(self.posterior_mean(pooled), self.posterior_log_variance(pooled).clamp(-12.0, 4.0))
+        mean, log_variance = self.posterior_mean(pooled).float(), self.posterior_log_variance(pooled).float()
+        return Posterior(mean, log_variance.clamp(-12.0, 4.0))
 
     def inject(self, latents: Tensor) -> Injection:
         """Map latents, ``[batch, latent_size]``, to what the decoder is conditioned on, in the decoder's dtype."""

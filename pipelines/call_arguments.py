@@ -57,6 +57,25 @@ def choose_seed(seed: Any, generator: Any = None) -> int:
     return int(torch.randint(2**31, (1,), generator=generator, device=device).item())
 
 
+def decoder_dtype(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a load with diffusers' ``torch_dtype`` as the decoder's, where that is not given itself.
+
+    The decoder is nearly all of a pipeline's memory and work; the parts that were trained stay in float32, in which
+    their rounding cannot be seen.
+    """
+    kwargs = dict(kwargs)
+    named = [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]
+    dtype = next((value for value in named if value is not None), None)
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("autoencoder", dtype.get("default"))
+    if dtype is None or dtype == "auto":
+        return kwargs
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ArgumentError(f"torch_dtype={dtype!r} is no dtype: pass one of torch's, which the decoder gets.")
+    return {"decoder_dtype": name, **{key: value for key, value in kwargs.items() if value is not None}}
+
+
 def check_output_type(output_type: Any) -> None:
     """Raise ArgumentError for an unknown one."""
     if output_type not in OUTPUT_TYPES:

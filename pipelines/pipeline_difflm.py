@@ -21,7 +21,15 @@ if __package__ and __package__ not in sys.modules:
 # diffusers copies the files that this one names, not those that they name in turn: hence the unused ones.
 from .acceptance import acceptance_checks
 from .arrow_tables import to_arrow  # noqa: F401
-from .call_arguments import check_output_type, choose_seed, given_latents, given_texts, integer, real
+from .call_arguments import (
+    check_output_type,
+    choose_seed,
+    decoder_dtype,
+    given_latents,
+    given_texts,
+    integer,
+    real,
+)
 from .checkpoint_code import MODEL_MODULES  # noqa: F401
 from .checkpoint_safety import library_class, source_folder, verify
 from .choice_kinds import CategoryKind  # noqa: F401
@@ -161,7 +169,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         seed : int, optional
             Default: drawn from ``generator``, or from torch's global generator. The output names it.
         generator : torch.Generator, optional
-            Where the seed is drawn from, as in diffusers.
+            Where the seed is drawn from; not beside ``seed``.
         condition : mapping, optional
             Column to a value, a list of values, ``None`` (missing) or a ``(low, high)`` tuple: holds in every record.
         guidance_scale : float, default 1.0
@@ -192,7 +200,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         latents : Tensor, optional
             ``[num_samples, latent_size]``: decode these instead of sampling some.
         given : sequence of dict, optional
-            Per row, the values that its record must have (used by ``impute``).
+            Per row, the values that its record must have, by column of what is written (used by ``impute``).
         schema : mapping, optional
             A JSON Schema of an object: records are written and checked by it instead of by the training table's.
         first_row : int, default 0
@@ -200,7 +208,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         output_type : {"records", "pandas", "dataset", "latent"}, default "records"
             "latent" stops before decoding.
         return_dict : bool, default True
-            False returns a tuple ``(records or table, report)``.
+            False returns a tuple: what ``output_type`` names, and the report.
         callback_on_step_end : callable, optional
             See [`sample_latents`].
 
@@ -210,8 +218,10 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
 
         Raises
         ------
-        ValueError
-            If an argument is out of range; ``ConditionError`` if a condition cannot hold.
+        ArgumentError
+            If an argument has the wrong type, is out of range or does not go with another; it is a ``ValueError``.
+        ConditionError
+            If a condition cannot hold.
         """
         check_output_type(output_type)
         check_sampling_options(temperature, top_k, top_p)
@@ -353,6 +363,16 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         digests = self.training_digests()
         return lambda text: record_digest(text) in digests
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the pipeline to a device; a dtype is the decoder's, what was trained stays in float32."""
+        dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
+        if len(dtypes) > 1:
+            raise ValueError(f"One dtype at most: {', '.join(map(str, dtypes))} were passed.")
+        super().to(*(value for value in args if not isinstance(value, torch.dtype)), **kwargs)
+        if dtypes:
+            self.autoencoder.decoder.to(dtypes[0])
+        return self
+
     def default_batch_size(self) -> int:
         """Rows decoded together: 256 on a CPU, 512 on an accelerator."""
         return 256 if self.autoencoder.device.type == "cpu" else 512
@@ -365,6 +385,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
 
         Takes diffusers' arguments (``revision``, ``cache_dir``, ``token``, ``local_files_only``, components by name)
         and ``decoder``, ``decoder_name_or_path``, ``decoder_dtype``, ``decoder_kwargs`` of [`DiffLMModel`].
+        ``torch_dtype`` is the decoder's, too: what was trained stays in float32.
         """
         try:
             from difflm.modeling_denoiser import DiffLMDenoiser
@@ -372,6 +393,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         except ImportError:
             # This file runs from a published repository: diffusers loads the code beside the weights.
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kwargs = decoder_dtype(kwargs)
         names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
         download = {name: kwargs.pop(name) for name in names if name in kwargs}
         folder = Path(str(pretrained_model_name_or_path))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .call_arguments import ArgumentError, choose_seed, integer, real
 from .values import is_missing
 
 
@@ -23,7 +24,7 @@ class RecordEditingMixin:
         records : list of dict, DataFrame or Dataset
         batch_size : int, default 64
         """
-        records = self.schema.to_records(records)
+        batch_size, records = integer("batch_size", batch_size, 1), self.schema.to_records(records)
         if not records:
             raise ValueError("There are no records to encode.")
         return self._encode_records(records, batch_size)
@@ -74,7 +75,7 @@ class RecordEditingMixin:
         """
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must lie in [0, 1], not {strength}.")
-        seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
+        seed = choose_seed(seed, kwargs.pop("generator", None))
         latents = self._noised_and_denoised(self.encode(records), strength, seed, kwargs)
         return self(len(latents), latents=latents, seed=seed, **kwargs)
 
@@ -87,12 +88,12 @@ class RecordEditingMixin:
         labels: Tensor | None = None,
     ) -> Tensor:
         return self._sample_latents(
-            self.row_randoms(seed, len(latents)),
+            self.row_randoms(seed, len(latents), integer("first_row", options.get("first_row", 0), 0)),
             labels,
             start_latents=latents,
             start_strength=strength,
-            num_inference_steps=options.get("num_inference_steps", 50),
-            guidance_scale=options.get("guidance_scale", 1.0),
+            num_inference_steps=integer("num_inference_steps", options.get("num_inference_steps", 50), 2),
+            guidance_scale=real("guidance_scale", options.get("guidance_scale", 1.0)),
         )
 
     def interpolate(self: Any, a: Mapping[str, Any], b: Mapping[str, Any], num_steps: int = 5, **kwargs: Any) -> Any:
@@ -106,8 +107,7 @@ class RecordEditingMixin:
         num_steps : int, default 5
             At least 2.
         """
-        if num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, not {num_steps}.")
+        num_steps = integer("num_steps", num_steps, 2)
         start, end = self.denoiser.standardize(self.encode([a, b]))
         shares = torch.linspace(0, 1, num_steps, device=start.device)[:, None]
         cosine = torch.nn.functional.cosine_similarity(start, end, dim=0).clamp(-0.9995, 0.9995)
@@ -137,13 +137,15 @@ class RecordEditingMixin:
             Share of the noise schedule; more forgets more of what the gaps were filled with.
         seed : int, optional
         """
+        if kwargs.get("schema") is not None:
+            raise ArgumentError("impute fills gaps in records of the training table: leave schema= out.")
         if hasattr(records, "to_dict"):
             records = records.to_dict("records")
         if not records:
             raise ValueError("There are no records to impute.")
         known = [self._given_cells(row, record) for row, record in enumerate(records)]
         filled = [self.schema.normalize(self._typical_values() | cells) for cells in known]
-        seed = int(torch.randint(2**31, (1,)).item()) if seed is None else seed
+        seed = choose_seed(seed, kwargs.pop("generator", None))
         labels = self.condition_encoder.partial_labels(known) if self.condition_encoder.classes else None
         latents = self._noised_and_denoised(self._encode_records(filled), strength, seed, kwargs, labels)
         return self(len(latents), latents=latents, given=known, seed=seed, **kwargs)
@@ -173,6 +175,8 @@ class RecordEditingMixin:
         """
         if prior not in ("gaussian", "gmm", "encode"):
             raise ValueError(f"prior={prior!r} is not one of gaussian, gmm, encode (the default is the diffusion).")
+        num_samples, seed = integer("num_samples", num_samples, 1), integer("seed", seed)
+        num_components = integer("num_components", num_components, 1)
         generator = torch.Generator().manual_seed(seed)
         if prior == "gaussian":
             return torch.randn(num_samples, self.denoiser.config.latent_size, generator=generator)
@@ -185,8 +189,9 @@ class RecordEditingMixin:
         from sklearn.mixture import GaussianMixture
 
         means = self._encode_records(records, generator=generator).cpu().double().numpy()
-        mixture = GaussianMixture(min(num_components, len(means)), reg_covar=1e-4, random_state=seed).fit(means)
-        drawn, components = mixture.sample(num_samples)
+        components = min(num_components, len(means))
+        mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed % 2**32).fit(means)
+        drawn, _ = mixture.sample(num_samples)
         order = torch.randperm(num_samples, generator=generator)  # scikit-learn returns them by component
         return torch.from_numpy(drawn).float()[order]
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from difflm.errors import DiffLMError
 from difflm.files import atomic_file, drop_leftovers, write_json
+from difflm.pipelines.call_arguments import integer
 from difflm.pipelines.outputs import SamplingReport
 
 
@@ -67,10 +68,8 @@ def sample_shards(
     ShardFolderError
         If the folder holds another run's shards or files that are not ours.
     """
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, not {shard_size}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
+    shard_size, num_samples = integer("shard_size", shard_size, 1), integer("num_samples", num_samples, 1)
+    seed = integer("seed", seed)
     if not 0 <= process_index < num_processes:
         raise ValueError(f"process_index must lie between 0 and {num_processes - 1}, not {process_index}.")
     if options.get("unique"):
@@ -136,7 +135,7 @@ def _write_shard(path: Path, output: Any, big_integers: str) -> None:
 
 
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps(settings, default=lambda value: value.item()))  # numpy's numbers
     manifest = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise ShardFolderError(f"{folder} is a file: name a folder for the shards.")

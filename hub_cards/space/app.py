@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ HERE = Path(__file__).resolve().parent
 MAX_ROWS = 2000
 BATCH_ROWS = 32
 WALK_STEPS = 6
+# More than clicks that are served at a time.
+KEPT_DOWNLOADS = 8
+# Seconds: how often Gradio's own copies of the files are looked at, and how old one may become.
+DOWNLOADS_CACHE = (3600, 24 * 3600)
 MAP_SIZE = (640, 480)  # pixels
 REAL, SYNTHETIC = "#3b6ea5", "#e07b39"
 CSS = """
@@ -193,6 +199,8 @@ class App:
     def __init__(self, pipeline: Any, reference: pd.DataFrame | None) -> None:
         self.pipeline, self.reference = pipeline, reference
         self.columns = conditionable(pipeline)
+        self._downloads = tempfile.TemporaryDirectory(prefix="difflm-")
+        self._recent: deque[Path] = deque()
 
     def sample(
         self,
@@ -223,7 +231,7 @@ class App:
         if not records:
             raise gr.Error("No record met the condition: relax it.")
         table = self.pipeline.schema.to_pandas(records)
-        folder = Path(tempfile.mkdtemp(prefix="difflm-"))
+        folder = self._download_folder()
         table.to_csv(folder / "synthetic.csv", index=False)
         table.to_parquet(folder / "synthetic.parquet", index=False)
         kept = np.concatenate(latents)
@@ -235,6 +243,14 @@ class App:
         files = (str(folder / "synthetic.csv"), str(folder / "synthetic.parquet"))
         buttons = [gr.DownloadButton(value=file, interactive=True) for file in files]
         return note, table, *buttons, image, figure, state, table.head(0)
+
+    def _download_folder(self) -> Path:
+        """A folder for one click's files. Gradio copies them at once: the older ones go."""
+        folder = Path(tempfile.mkdtemp(dir=self._downloads.name))
+        self._recent.append(folder)
+        while len(self._recent) > KEPT_DOWNLOADS:
+            shutil.rmtree(self._recent.popleft(), ignore_errors=True)
+        return folder
 
     def choose(self, state: dict[str, Any] | None, event: gr.SelectData) -> tuple[Any, ...]:
         """A click on the map: decode the nearest latent, or walk to it from the one clicked before."""
@@ -283,7 +299,7 @@ def _condition_control(column: Any) -> Any:
 def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "DiffLM") -> gr.Blocks:
     """Build the app for a loaded pipeline."""
     app = App(pipeline, reference)
-    with gr.Blocks(title=title) as blocks:
+    with gr.Blocks(title=title, delete_cache=DOWNLOADS_CACHE) as blocks:
         gr.Markdown(f"# {title}\nSynthetic records from a latent diffusion model in front of a frozen language model.")
         state = gr.State()
         with gr.Row(elem_id="layout"):

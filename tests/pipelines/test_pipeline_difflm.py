@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import jsonschema
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines import record_writers
+from difflm.pipelines.call_arguments import ArgumentError
 from difflm.pipelines.conditions import ConditionError
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
 from difflm.pipelines.training_digests import record_digest
+from difflm.pipelines.token_sampling import SamplingError
 
 
 @pytest.fixture(scope="module")
@@ -333,3 +338,142 @@ def test_any_json_schema_can_be_asked_for(pipe):
         jsonschema.Draft202012Validator(schema).validate(record)
         assert record["level"] == "high"
     assert pipe(8, seed=0, schema=schema, condition={"level": "high"}, fast=False).records == output.records
+
+
+class TestArguments:
+    """Numbers of numpy's types mean what Python's do; what cannot be meant is refused."""
+
+    def test_numpys_numbers(self, pipe, twenty):
+        output = pipe(
+            np.int64(4),
+            seed=np.int64(1),
+            first_row=np.uint8(3),
+            batch_size=np.int32(2),
+            max_attempts=np.int16(3),
+            num_inference_steps=np.int64(50),
+            guidance_scale=np.float32(1.0),
+            temperature=np.float32(1.0),
+            top_k=np.int64(0),
+            top_p=np.float64(1.0),
+        )
+        assert output.records == twenty.records[3:7]
+        assert [type(value) for value in (output.seed, output.rows[0], output.report.requested)] == [int] * 3
+        parts = list(pipe.stream(np.int64(4), np.int64(3), seed=np.int64(1), first_row=np.int64(3)))
+        assert [record for part in parts for record in part.records] == output.records
+        latents = twenty.latents.numpy()
+        assert pipe(20, seed=1, latents=latents).records == twenty.records
+        assert len(pipe.interpolate(*twenty.records[:2], np.int64(3), seed=np.int64(0)).records) == 3
+        assert pipe.prior_latents("gaussian", np.int64(2), seed=np.int64(3)).shape == (2, 8)
+
+    def test_any_seed_is_a_seed(self, pipe, small_table):
+        assert pipe(3, seed=-3).records != pipe(3, seed=3).records
+        assert pipe(3, seed=2**70).seed == 2**70
+        assert len(pipe.vary(small_table[:2], seed=-1, first_row=2).rows) == 2
+        assert pipe.prior_latents("gmm", 2, records=small_table, num_components=2, seed=-1).shape == (2, 8)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"num_samples": True}, "num_samples must be an integer of at least 1, not True"),
+            ({"batch_size": np.True_}, "batch_size must be an integer"),
+            ({"first_row": True}, "first_row must be an integer"),
+            ({"first_row": -1}, "first_row must be an integer of at least 0, not -1"),
+            ({"first_row": 1.5}, "first_row must be an integer"),
+            ({"seed": np.float64(1)}, "seed must be an integer"),
+            ({"max_attempts": np.float32(2)}, "max_attempts must be an integer"),
+            ({"num_inference_steps": 5.0}, "num_inference_steps must be an integer of at least 2"),
+            ({"num_inference_steps": True}, "num_inference_steps must be an integer"),
+            ({"guidance_scale": "much"}, "guidance_scale must be a finite number"),
+            ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number"),
+            ({"top_k": True}, "top_k must be"),
+            ({"seed": 3, "generator": torch.Generator()}, "Pass seed= or generator=, not both"),
+            ({"generator": [torch.Generator()]}, "generator must be one torch.Generator"),
+            ({"output_type": "csv", "return_dict": False}, "output_type='csv' is not one of"),
+            ({"given": [{"age": 3}] * 2}, "given must have one entry per row: it has 2 for 1 rows"),
+            ({"given": [{"colour": 3}]}, "row 0 has a cell of 'colour'; the columns to be written are: kind, age"),
+            ({"given": [{"kind": "cow"}]}, "given: row 0: column 'kind'"),
+            ({"given": [{"age": 3}], "condition": {"age": (4, 9)}}, "row 0 has 'age' = 3, which the condition on it"),
+        ],
+    )
+    def test_what_cannot_be_meant(self, pipe, arguments, message):
+        with pytest.raises(ArgumentError if "top_k" not in arguments else SamplingError, match=message):
+            pipe(**arguments)
+
+    @pytest.mark.parametrize("output_type", ["records", "pandas", "dataset", "latent"])
+    def test_a_tuple_of_what_was_asked_for_and_the_report(self, pipe, output_type):
+        whole = pipe(3, seed=1, output_type=output_type)
+        content, report = pipe(3, seed=1, output_type=output_type, return_dict=False)
+        assert report.requested == 3
+        if output_type == "pandas":
+            pd.testing.assert_frame_equal(content, whole)
+        elif output_type == "dataset":
+            assert content.to_list() == whole.to_list()
+        elif output_type == "latent":
+            assert torch.equal(content, whole.latents)
+        else:
+            assert content == whole.records
+
+    def test_given_cells_are_those_of_the_schema_that_is_asked_for(self, pipe):
+        schema = {
+            "type": "object",
+            "properties": {"age": {"enum": ["old", "new"]}, "size": {"type": "integer", "minimum": 0, "maximum": 9}},
+            "required": ["age", "size"],
+            "additionalProperties": False,
+        }
+        given = [{"age": "new"}, {"size": np.int64(4)}, {}]
+        for fast in (True, False):
+            records = pipe(3, seed=0, schema=schema, given=given, fast=fast).records
+            assert records[0]["age"] == "new" and records[1]["size"] == 4
+        parts = pipe.stream(3, 2, seed=0, schema=schema, given=given)
+        assert [record for part in parts for record in part.records] == records
+        with pytest.raises(ArgumentError, match="has a cell of 'kind'; the columns to be written are: age, size"):
+            pipe(1, schema=schema, given=[{"kind": "dog"}])
+        with pytest.raises(ArgumentError, match="leave schema= out"):
+            pipe.impute([{"kind": "dog"}], schema=schema)
+
+
+class TestDtypes:
+    """A pipeline's dtype is its decoder's; what was trained stays in float32."""
+
+    @pytest.mark.parametrize("asked", [torch.bfloat16, "bfloat16", {"default": torch.bfloat16}])
+    def test_a_load_with_torch_dtype(self, fitted, twenty, asked):
+        loaded = DiffLMPipeline.from_pretrained(fitted[1], torch_dtype=asked)
+        loaded.set_progress_bar_config(disable=True)
+        assert loaded.autoencoder.decoder.dtype == torch.bfloat16
+        assert loaded.autoencoder.dtype == loaded.denoiser.dtype == torch.float32
+        output = loaded(20, seed=1)
+        assert torch.equal(output.latents, twenty.latents)
+        assert output.valid_first_attempt == 1.0
+
+    def test_the_decoders_own_argument_goes_before(self, fitted):
+        loaded = DiffLMPipeline.from_pretrained(fitted[1], torch_dtype=torch.bfloat16, decoder_dtype="float32")
+        assert loaded.autoencoder.decoder.dtype == torch.float32
+        assert DiffLMPipeline.from_pretrained(fitted[1], torch_dtype="auto").autoencoder.decoder.dtype == torch.float32
+        with pytest.raises(ArgumentError, match="torch_dtype='tiny' is no dtype"):
+            DiffLMPipeline.from_pretrained(fitted[1], torch_dtype="tiny")
+
+    def test_the_autoencoders_own_load(self, fitted):
+        for name in ("torch_dtype", "dtype"):
+            model = DiffLMModel.from_pretrained(fitted[1] / "autoencoder", **{name: torch.bfloat16})
+            assert (model.dtype, model.decoder.dtype) == (torch.float32, torch.bfloat16)
+
+    def test_to(self, fitted, twenty):
+        pipe = copy.deepcopy(fitted[0])
+        for arguments in ((torch.bfloat16,), ("cpu", torch.bfloat16)):
+            assert pipe.to(*arguments) is pipe
+            assert pipe.autoencoder.decoder.dtype == torch.bfloat16
+            assert pipe(20, seed=1).valid_first_attempt == 1.0
+            pipe.to(dtype=torch.float32)
+            assert pipe(20, seed=1).records == twenty.records
+        with pytest.raises(ValueError, match="One dtype at most"):
+            pipe.to(torch.float32, dtype=torch.float32)
+
+    def test_a_model_that_is_cast_as_a_whole(self, fitted, small_table):
+        pipe = copy.deepcopy(fitted[0])
+        pipe.autoencoder.bfloat16()
+        pipe.denoiser.bfloat16()
+        for fast in (True, False):
+            assert pipe(4, seed=0, fast=fast).valid_first_attempt == 1.0
+        latents = pipe.encode(small_table[:3])
+        assert latents.dtype == torch.float32
+        torch.testing.assert_close(latents, fitted[0].encode(small_table[:3]), atol=0.1, rtol=0.1)

@@ -105,8 +105,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"num_samples": 0}, "num_samples must be at least 1"),
-            ({"shard_size": 0}, "shard_size must be at least 1"),
+            ({"num_samples": 0}, "num_samples must be an integer of at least 1"),
+            ({"shard_size": 0}, "shard_size must be an integer of at least 1"),
             ({"process_index": 2, "num_processes": 2}, "between 0 and 1, not 2"),
             ({"unique": True}, "unique=True needs all rows"),
         ],
