@@ -416,8 +416,9 @@ class ColumnFeatures(nn.Module):
 
     def ranks(self, values: Tensor) -> Tensor:
         """Share of the training rows below each value, ``[B, columns]``, linear between quantiles."""
-        below = torch.searchsorted(self.quantiles, values.T.contiguous(), right=True).clamp(1, self.num_quantiles - 1)
-        low, high = self.quantiles.gather(1, below - 1), self.quantiles.gather(1, below)
+        quantiles = self.quantiles.to(values)
+        below = torch.searchsorted(quantiles, values.T.contiguous(), right=True).clamp(1, self.num_quantiles - 1)
+        low, high = quantiles.gather(1, below - 1), quantiles.gather(1, below)
         share = ((values.T - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
         return ((below - 1 + share) / (self.num_quantiles - 1)).T
 
@@ -431,7 +432,7 @@ class ColumnFeatures(nn.Module):
         return torch.cat([waves, missing.to(waves)], dim=-1).flatten(1)
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.project(self.waves(values))
+        return self.project(self.waves(values).to(next(self.project.parameters()).dtype))
 
 
 class ColumnDecoder(nn.Module):
@@ -838,7 +839,7 @@ class DiffLMModel(PreTrainedModel):
                     f"This model reads {self.config.num_feature_columns} values of a record beside its text: pass "
                     "feature_values=, or encode records with DiffLMPipeline.encode."
                 )
-            pooled = torch.cat([pooled, self.column_features(feature_values.to(pooled))], dim=1)
+            pooled = torch.cat([pooled, self.column_features(feature_values.to(pooled.device, torch.float32))], dim=1)
         return self._posterior(pooled)
 
     def encode_features(self, feature_values: Tensor) -> Posterior:
