@@ -17,8 +17,8 @@ from difflm.pipelines.call_arguments import ArgumentError
 from difflm.pipelines.conditions import ConditionError
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.pipelines.training_digests import record_digest
 from difflm.pipelines.token_sampling import SamplingError
+from difflm.pipelines.training_digests import record_digest
 
 
 @pytest.fixture(scope="module")
