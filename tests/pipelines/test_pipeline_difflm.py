@@ -462,9 +462,10 @@ class TestDtypes:
         for arguments in ((torch.bfloat16,), ("cpu", torch.bfloat16)):
             assert pipe.to(*arguments) is pipe
             assert pipe.autoencoder.decoder.dtype == torch.bfloat16
-            assert pipe(20, seed=1).valid_first_attempt == 1.0
-            pipe.to(dtype=torch.float32)
-            assert pipe(20, seed=1).records == twenty.records
+            output = pipe(20, seed=1)
+            assert output.valid_first_attempt == 1.0
+            assert torch.equal(output.latents, twenty.latents)
+            assert pipe.to(dtype=torch.float32).autoencoder.decoder.dtype == torch.float32
         with pytest.raises(ValueError, match="One dtype at most"):
             pipe.to(torch.float32, dtype=torch.float32)
 
