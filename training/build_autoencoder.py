@@ -33,7 +33,7 @@ def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = 
         tokenizer, most = prepared.tokenizers.decoder, policy.max_embedded_columns
         options = _column_options(schema, tokenizer, most) | options
         if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
-            options = draft_options(prepared.train, schema, tokenizer, separators, most) | options
+            options = draft_options(prepared.train, schema, tokenizer, separators, policy) | options
     model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     network: torch.nn.Module = model
     network.to(choose_device())

@@ -11,13 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.vocabulary import tokenize_segment
-
-
-MAX_PLACES = 256
-MAX_TOKENS = 512
-MAX_RECORDS = 10_000
-# Of values that hold a separator themselves, which moves all that follows it to other places.
-MAX_AMBIGUOUS_SHARE = 0.01
+from difflm.training.policy import Policy
 
 
 def draft_options(
@@ -25,19 +19,20 @@ def draft_options(
     schema: RecordSchema,
     tokenizer: PreTrainedTokenizerBase,
     separators: Sequence[int],
-    max_columns: int,
+    policy: Policy | None = None,
 ) -> dict[str, Any]:
-    """Fields of [`DiffLMConfig`] for the draft of such records, of which it looks at 10,000.
+    """Fields of [`DiffLMConfig`] for the draft of such records.
 
     Each column gets as many places as the tokens of nearly all its values, with what ends them; longer values get
-    fewer where that is more than 256 together. Columns from the first one on whose values hold separators get none:
-    their places could not be told. The draft's vocabulary are the 512 most frequent tokens, at most, of the columns
-    that have places.
+    fewer where that is more than ``draft_places`` together. Columns from the first one on whose values hold
+    separators, which move all that follows to other places, get none. The draft's vocabulary are the most frequent
+    tokens of the columns that have places.
     """
-    lengths: list[Counter[int]] = [Counter() for _ in schema.columns[:max_columns]]
+    policy = policy or Policy()
+    lengths: list[Counter[int]] = [Counter() for _ in schema.columns[: policy.max_embedded_columns]]
     ambiguous = [0] * len(lengths)
     counts: list[Counter[int]] = [Counter() for _ in lengths]
-    records = records[:: math.ceil(len(records) / MAX_RECORDS)]
+    records = records[:: math.ceil(len(records) / policy.draft_records)]
     for record in records:
         tokens = [tokenize_segment(tokenizer, segment.text) for segment in schema.segments(record)]
         # Fixed and value in turn, fixed at last. A column writes its own, without the token that it began with (BOS
@@ -51,19 +46,19 @@ def draft_options(
             counts[column].update(written if last else [*written, *tokens[2 * column + 2][:1]])
             ambiguous[column] += any(token in separators for token in written)
     sure = 0
-    while sure < len(lengths) and ambiguous[sure] <= MAX_AMBIGUOUS_SHARE * len(records):
+    while sure < len(lengths) and ambiguous[sure] <= policy.draft_ambiguous_share * len(records):
         sure += 1
-    widths = _within([_quantile(found, 0.999) for found in lengths[:sure]])
+    widths = _within([_quantile(found, policy.draft_width_share) for found in lengths[:sure]], policy.draft_places)
     if not widths:
         return {}
-    frequent = sum(counts[:sure], Counter()).most_common(MAX_TOKENS)
+    frequent = sum(counts[:sure], Counter()).most_common(policy.draft_tokens)
     return {"draft_places": widths, "draft_token_ids": sorted(token for token, _ in frequent)}
 
 
-def _within(widths: list[int]) -> list[int]:
-    """Cut the widest until all have no more than ``MAX_PLACES`` together (and at least one each)."""
+def _within(widths: list[int], places: int) -> list[int]:
+    """Cut the widest until all have no more than so many places together (and at least one each)."""
     most = max(widths, default=1)
-    while most > 1 and sum(min(width, most) for width in widths) > MAX_PLACES:
+    while most > 1 and sum(min(width, most) for width in widths) > places:
         most -= 1
     return [min(width, most) for width in widths]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
+from difflm import training
 from difflm.training.policy import Policy
 
 
@@ -31,6 +33,17 @@ def test_the_default_is_the_one_documented(name):
         if name in names.split(", ")
     )
     assert float(values[names.index(name)]) == getattr(Policy(), name)
+
+
+@pytest.mark.xfail(reason="the trainers take theirs in a change under way", strict=False)
+def test_every_field_is_used():
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for path in Path(training.__file__).parent.rglob("*.py")
+        if path.name != "policy.py"
+    )
+    unused = [field.name for field in dataclasses.fields(Policy) if f"policy.{field.name}" not in source]
+    assert unused == []
 
 
 @pytest.mark.parametrize(

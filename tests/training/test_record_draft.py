@@ -8,16 +8,16 @@ import torch
 
 from difflm.modeling_difflm import DiffLMConfig, RecordDraft, locate
 from difflm.pipelines.record_schema import RecordSchema
-from difflm.training import record_draft
+from difflm.training.policy import Policy
 from difflm.training.record_draft import draft_options
 
 
 @pytest.fixture
 def options(decoder_tokenizer):
-    def find(table: pd.DataFrame, max_columns: int = 128, record_format: str = "values") -> dict:
+    def find(table: pd.DataFrame, record_format: str = "values", **policy: float) -> dict:
         schema = RecordSchema.infer(table, record_format=record_format, text_columns=[*{"note"} & {*table}])
         comma = decoder_tokenizer.encode(",", add_special_tokens=False)
-        return draft_options(schema.to_records(table), schema, decoder_tokenizer, comma, max_columns)
+        return draft_options(schema.to_records(table), schema, decoder_tokenizer, comma, Policy(**policy))
 
     return find
 
@@ -62,17 +62,20 @@ def test_a_rare_long_value_has_no_places_of_its_own(options):
     assert options(pd.DataFrame({"a": values, "b": values}))["draft_places"] == [2, 2]
 
 
-def test_places_and_tokens_are_bounded(options, monkeypatch):
-    monkeypatch.setattr(record_draft, "MAX_PLACES", 8)
-    monkeypatch.setattr(record_draft, "MAX_TOKENS", 2)
+def test_a_share_of_long_values_can_have_places(options):
+    values = [1] * 1999 + [123456]
+    table = pd.DataFrame({"a": values, "b": values})
+    assert options(table, draft_width_share=1.0)["draft_places"] == [7, 7]
+
+
+def test_places_and_tokens_are_bounded(options):
     table = pd.DataFrame({"a": range(1000, 1100), "b": range(100), "c": [5] * 100})
-    assert options(table)["draft_places"] == [3, 3, 2]  # the widest are cut
-    assert len(options(table)["draft_token_ids"]) == 2
-    assert options(table, 2)["draft_places"] == [5, 3]
-    monkeypatch.setattr(record_draft, "MAX_PLACES", 2)
-    assert options(table)["draft_places"] == [1, 1, 1]
+    assert options(table, draft_places=8)["draft_places"] == [3, 3, 2]  # the widest are cut
+    assert len(options(table, draft_tokens=2)["draft_token_ids"]) == 2
+    assert options(table, draft_places=8, max_embedded_columns=2)["draft_places"] == [5, 3]
+    assert options(table, draft_places=2)["draft_places"] == [1, 1, 1]
 
 
-def test_rows_are_taken_from_the_whole_table(options, monkeypatch):
-    monkeypatch.setattr(record_draft, "MAX_RECORDS", 10)
-    assert options(pd.DataFrame({"a": range(1000), "b": range(1000)}))["draft_places"] == [4, 4]
+def test_rows_are_taken_from_the_whole_table(options):
+    table = pd.DataFrame({"a": range(1000), "b": range(1000)})
+    assert options(table, draft_records=10)["draft_places"] == [4, 4]
