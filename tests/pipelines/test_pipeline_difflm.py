@@ -477,4 +477,5 @@ class TestDtypes:
             assert pipe(4, seed=0, fast=fast).valid_first_attempt == 1.0
         latents = pipe.encode(small_table[:3])
         assert latents.dtype == torch.float32
-        torch.testing.assert_close(latents, fitted[0].encode(small_table[:3]), atol=0.1, rtol=0.1)
+        precise = fitted[0].encode(small_table[:3])
+        assert (latents - precise).norm() < 0.5 * precise.norm()  # rounded, in every layer
