@@ -105,10 +105,16 @@ def _smallest(schema: Any, root: dict[str, Any]) -> Any:
     if kind == "string":
         return "x" * schema.get("minLength", 0)
     if kind in ("integer", "number"):
-        low = schema.get("minimum", schema.get("exclusiveMinimum"))
-        high = schema.get("maximum", schema.get("exclusiveMaximum"))
-        nearest = 0 if (low is None or low <= 0) and (high is None or high >= 0) else high if low is None else low
-        step = 1 if kind == "integer" else 0.5
-        is_open = nearest in (schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum"))
-        return nearest if not is_open else nearest + step if nearest == low else nearest - step
+        return _nearest_to_zero(schema, 1 if kind == "integer" else 0.5)
     return False if kind == "boolean" else None
+
+
+def _nearest_to_zero(schema: dict[str, Any], step: float) -> float:
+    """The number nearest to 0 within a schema's bounds, ``step`` away from one that is excluded."""
+    low = schema.get("minimum", schema.get("exclusiveMinimum"))
+    high = schema.get("maximum", schema.get("exclusiveMaximum"))
+    if low is not None and low >= 0:
+        return low + step if low == schema.get("exclusiveMinimum") else low
+    if high is not None and high <= 0:
+        return high - step if high == schema.get("exclusiveMaximum") else high
+    return 0

@@ -31,6 +31,7 @@ WALK_STEPS = 6
 KEPT_DOWNLOADS = 8
 # Seconds: how often Gradio's own copies of the files are looked at, and how old one may become.
 DOWNLOADS_CACHE = (3600, 24 * 3600)
+DATE_KINDS = ("date", "datetime", "zoned", "time")
 MAP_SIZE = (640, 480)  # pixels
 REAL, SYNTHETIC = "#3b6ea5", "#e07b39"
 CSS = """
@@ -87,7 +88,8 @@ def load_reference() -> pd.DataFrame | None:
 
 def conditionable(pipeline: Any) -> list[Any]:
     """Columns that can be fixed: everything but free text and nested values."""
-    return [c for c in pipeline.schema.columns if c.kind in ("category", "boolean", "integer", "decimal")]
+    kinds = ("category", "boolean", "integer", "decimal", *DATE_KINDS)
+    return [column for column in pipeline.schema.columns if column.kind in kinds]
 
 
 def read_condition(columns: list[Any], values: tuple[Any, ...]) -> dict[str, Any]:
@@ -98,18 +100,18 @@ def read_condition(columns: list[Any], values: tuple[Any, ...]) -> dict[str, Any
             continue
         if column.kind == "boolean":
             condition[column.name] = [choice == "true" for choice in value]
-        elif column.kind == "category":
+        elif column.categories:
             condition[column.name] = list(value)
         else:
-            condition[column.name] = _read_number(column, str(value))
+            condition[column.name] = _read_range(column, str(value))
     return condition
 
 
-def _read_number(column: Any, text: str) -> Any:
-    number = int if column.kind == "integer" else float
+def _read_range(column: Any, text: str) -> Any:
+    read: Any = str if column.kind in DATE_KINDS else int if column.kind == "integer" else float
     low, is_range, high = (part.strip() for part in text.partition(".."))
     try:
-        return (number(low), number(high)) if is_range else number(low)
+        return (read(low), read(high)) if is_range else read(low)
     except ValueError:
         raise ValueError(f"{column.name}: write a number such as {column.minimum}, or a range LOW..HIGH.") from None
 
@@ -290,7 +292,7 @@ def _condition_control(column: Any) -> Any:
     shared = {"label": column.name, "elem_id": f"condition-{column.name}"}
     if column.kind == "boolean":
         return gr.Dropdown(["true", "false"], multiselect=True, info="any if empty", **shared)
-    if column.kind == "category":
+    if column.categories:
         return gr.Dropdown(list(column.categories), multiselect=True, info="any if empty", **shared)
     example = f"{column.minimum}..{column.maximum}" if column.minimum is not None else "1..10"
     return gr.Textbox(placeholder=f"any, or for example {example}", **shared)
