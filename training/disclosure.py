@@ -192,8 +192,8 @@ def _rounded(column: Column) -> tuple[Any, Any]:
     if isinstance(low, str) and isinstance(column.rules, DATES):
         form, (earliest, latest) = column.rules.form, column.rules.limits
         prefix = 4 if column.rules.has_date else 2  # whole years, or hours
-        first, last = form.end(low[:prefix], last=False), form.end(high[:prefix], last=True)
-        return max(first or low, earliest), min(last or high, latest)
+        opening, closing = form.end(low[:prefix], last=False), form.end(high[:prefix], last=True)
+        return max(opening or low, earliest), min(closing or high, latest)
     if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
         return low, high
     exact = decimal.Context(prec=60)
