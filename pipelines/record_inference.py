@@ -28,7 +28,7 @@ def infer_schema(
     *,
     record_format: str,
     max_categories: int,
-    max_decimals: int,
+    max_decimals: int | None,
     text_columns: Sequence[str],
     category_columns: Sequence[str],
 ) -> RecordSchema:
@@ -49,7 +49,9 @@ def infer_schema(
     return RecordSchema(tuple(columns), record_format)
 
 
-def _infer_column(name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int) -> Column:
+def _infer_column(
+    name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int | None
+) -> Column:
     dtype = series.dtype
     missing = series.isna()
     column = Column(name, "null", nullable=bool(missing.any()), dtype=str(dtype))
@@ -142,7 +144,7 @@ def _value_family(value: Any) -> str:
     return next((family for kind, family in _UNIFORM.items() if isinstance(value, kind)), "other")
 
 
-def _infer_number(column: Column, values: pd.Series, forced: str | None, max_decimals: int) -> Column:
+def _infer_number(column: Column, values: pd.Series, forced: str | None, max_decimals: int | None) -> Column:
     name = column.name
     exact = values.tolist()
     for row, value in zip(values.index, exact, strict=True):
@@ -162,8 +164,9 @@ def _infer_number(column: Column, values: pd.Series, forced: str | None, max_dec
         return replace(column, kind="category", categories=by_frequency(Counter(float(value) for value in exact)))
     small = column.dtype.lower() if column.dtype.lower() in ("float32", "float16") else "float64"
     numbers = np.unique(np.asarray(exact, dtype=small))
+    limit = _most_decimals(numbers) if max_decimals is None else max_decimals
     decimals = max(
-        [1, *(_count_decimals(text, max_decimals) for text in numbers.astype(str).tolist())]
+        [1, *(_count_decimals(text, limit) for text in numbers.astype(str).tolist())]
     )  # one at least: other readers of JSON see a float
     spared = decimals - np.mean([max(1, _count_decimals(str(value), decimals)) for value in exact])
     column = replace(column, kind="decimal", decimals=decimals, trimmed=bool(spared >= _SPARED_BY_TRIMMING))
@@ -171,10 +174,16 @@ def _infer_number(column: Column, values: pd.Series, forced: str | None, max_dec
     if (lost := np.abs(numbers[numbers != 0]).min(initial=np.inf)) < 0.5 * 10.0**-decimals:
         warnings.warn(
             f"column {name!r}: values as small as {lost:g} become 0 with {decimals} decimals: rescale the column or "
-            "raise max_decimals",
+            "raise max_decimals (--max-decimals)",
             stacklevel=5,
         )
     return replace(column, minimum=low, maximum=high)
+
+
+def _most_decimals(numbers: np.ndarray) -> int:
+    """As many that the largest number keeps 7 significant digits, at least 12."""
+    largest = float(np.abs(numbers).max(initial=0))
+    return max(12, 6 - math.floor(math.log10(largest))) if largest > 0 else 12
 
 
 def _count_decimals(text: str, limit: int) -> int:

@@ -71,7 +71,7 @@ class RecordSchema:
         *,
         record_format: str = "json",
         max_categories: int = 512,
-        max_decimals: int = 12,
+        max_decimals: int | None = None,
         text_columns: Sequence[str] = (),
         category_columns: Sequence[str] = (),
     ) -> RecordSchema:
@@ -84,8 +84,9 @@ class RecordSchema:
         max_categories : int, default 512
             A string column with more distinct values is text. So is one where more than half of the values (and more
             than 20) are distinct.
-        max_decimals : int, default 12
-            Decimals are rounded to so many digits after the point.
+        max_decimals : int, optional
+            Decimals are rounded to so many digits after the point. Default: 12, and more for columns of tiny numbers,
+            so that the largest keeps 7 significant digits.
         text_columns, category_columns : sequence of str
             Columns to take as text (values are cast to strings) or as categories, whatever they hold.
 

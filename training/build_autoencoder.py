@@ -14,7 +14,9 @@ from difflm.training.preparation import Prepared
 from difflm.training.record_draft import draft_options
 
 
-def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = None) -> DiffLMModel:
+def build_autoencoder(
+    prepared: Prepared, model_kwargs: dict[str, Any] | None = None, device: str | None = None
+) -> DiffLMModel:
     """Build the model of a fit. Its new weights are drawn from torch's global generator.
 
     Parameters
@@ -22,6 +24,8 @@ def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = 
     prepared : Prepared
     model_kwargs : dict, optional
         Fields of [`DiffLMConfig`], which go before those that the settings and the records give.
+    device : str, optional
+        See [`choose_device`].
     """
     settings, schema, policy = prepared.settings, prepared.schema, prepared.settings.policy
     options = settings.model | (model_kwargs or {})
@@ -36,7 +40,7 @@ def build_autoencoder(prepared: Prepared, model_kwargs: dict[str, Any] | None = 
             options = draft_options(prepared.train, schema, tokenizer, separators, policy) | options
     model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
     network: torch.nn.Module = model
-    network.to(choose_device())
+    network.to(choose_device(device))
     return model
 
 

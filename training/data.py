@@ -130,6 +130,21 @@ def read_table(
     return _checked(frame, str(path), min_rows)
 
 
+def read_like(path: str | Path, text_columns: Sequence[str], **options: Any) -> pd.DataFrame:
+    """Read a table beside another whose ``text_columns`` are text: they are text here, too, if they are here.
+
+    Parameters
+    ----------
+    path : str or Path
+    text_columns : sequence of str
+    **options
+        Of [`read_table`]; one row is enough.
+    """
+    frame = read_table(path, min_rows=1, **options)
+    numbers = [name for name in text_columns if name in frame and pd.api.types.is_numeric_dtype(frame[name])]
+    return read_table(path, min_rows=1, text_columns=numbers, **options) if numbers else frame
+
+
 def _checked(frame: pd.DataFrame, source: str, min_rows: int) -> pd.DataFrame:
     if len(frame.columns) == 0:
         raise TableError(f"{source} has no columns")

@@ -76,7 +76,7 @@ class FittedAutoencoder:
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> FittedAutoencoder:
+    def load(cls, folder: str | Path, device: str | None = None) -> FittedAutoencoder:
         """Read a folder written by `save`.
 
         Raises
@@ -92,7 +92,7 @@ class FittedAutoencoder:
         stage = read_json(folder / STAGE)
         settings = Preset(**stage["settings"] | {"policy": Policy(**stage["settings"]["policy"])})
         return cls(
-            model=DiffLMModel.from_pretrained(folder).to(choose_device()),
+            model=DiffLMModel.from_pretrained(folder).to(choose_device(device)),
             tokenizers=Tokenizers(load_tokenizer(settings.encoder), load_tokenizer(settings.decoder)),
             settings=settings,
             schema=RecordSchema.from_dict(stage["schema"]),

@@ -17,6 +17,7 @@ import torch
 from diffusers import KarrasVeScheduler
 from transformers import ProgressCallback, set_seed
 
+from difflm.devices import choose_decoder_dtype, choose_device
 from difflm.files import write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.modeling_difflm import DiffLMModel
@@ -69,6 +70,8 @@ def fit(
     rare_categories: Literal["keep", "merge", "missing", "drop"] = "keep",
     rare_below: int = 5,
     ranges: Literal["exact", "rounded", "clipped"] = "exact",
+    device: str | None = None,
+    dtype: str | None = None,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -104,7 +107,8 @@ def fit(
     text_columns : sequence of str
         Columns to read as text.
     read_options : dict, optional
-        How the domain reads the data, and the validation data: for tables in files those of [`read_table`], as
+        How the domain reads the data, and the validation data: for tables ``category_columns``, ``max_categories`` and
+        ``max_decimals`` of [`RecordSchema.infer`], and for those in files also the options of [`read_table`], as
         ``delimiter``, ``encoding`` and ``na_values``.
     validation : as ``data``, optional
         Held-out records; by default a tenth of the data (at most 1,000 rows), chosen by the seed.
@@ -114,6 +118,10 @@ def fit(
         A longer record is an error that names it, or is left out: a warning and ``left_out`` in the log say how many.
     rare_categories, rare_below, ranges : str, int, str, default "keep", 5, "exact"
         What the checkpoint tells of single records: see [`Disclosure`]. The card says what was chosen.
+    device : str, optional
+        "cpu", "cuda" or "mps". Default: the best of this machine; of several processes, each its own GPU.
+    dtype : {"float32", "bfloat16", "float16"}, optional
+        Of the frozen language model. Default: what the hardware multiplies.
     seed : int, default 0
     resume : bool, default False
         Go on from the last checkpoint in ``output_dir``, with the same data and arguments; ``max_minutes``, which then
@@ -152,7 +160,11 @@ def fit(
         max_minutes=max_minutes,
         batch_size=batch_size,
         policy=policy,
+        device=device,
     )
+    decoder_dtype = choose_decoder_dtype(choose_device(device), dtype)
+    if decoder_dtype is not None:
+        model_kwargs = {"decoder_dtype": decoder_dtype} | (model_kwargs or {})
     folder = FitFolder(output_dir)
     begins = folder.check(resume=resume, overwrite=overwrite)
     if begins == "done":
@@ -194,11 +206,11 @@ def fit(
             logger.info("The autoencoder is fitted already: going on with the denoiser.")
             model = None
         else:
-            model = build_autoencoder(prepared, model_kwargs)
+            model = build_autoencoder(prepared, model_kwargs, device)
     with folder.opened(description, resume=begins == "resume"):
         busy = time.process_time()
         if model is None:
-            fitted = FittedAutoencoder.load(folder.autoencoder)
+            fitted = FittedAutoencoder.load(folder.autoencoder, device)
         else:
             log = train_autoencoder(
                 model,
@@ -267,6 +279,8 @@ def train_autoencoder(
         "seed": seed,
         "disable_tqdm": not show_progress,
     }
+    if model.device.type == "cpu" and choose_device().type != "cpu":
+        options["use_cpu"] = True
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     trainer = AutoencoderTrainer(
         model, args, train, _first_records(held_out, policy.max_evaluation_records), pad_token_id

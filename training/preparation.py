@@ -93,6 +93,7 @@ def resolve_settings(
     max_minutes: float | None = None,
     batch_size: int | None = None,
     policy: Policy | Mapping[str, Any] | None = None,
+    device: str | None = None,
 ) -> Preset:
     """A preset with some settings replaced, and a batch size that suits the hardware where none is given.
 
@@ -117,15 +118,15 @@ def resolve_settings(
     }
     settings = dataclasses.replace(preset, **{name: value for name, value in changes.items() if value is not None})
     if settings.batch_size is None:
-        settings = dataclasses.replace(settings, batch_size=_default_batch_size(settings.policy))
+        settings = dataclasses.replace(settings, batch_size=_default_batch_size(settings.policy, device))
     if injection is not None:
         settings = dataclasses.replace(settings, model=settings.model | {"injection": injection})
     return settings
 
 
-def _default_batch_size(policy: Policy) -> int:
-    device = choose_device()
-    return policy.slow_batch_size if device.type == "cpu" and not multiplies_bf16(device) else policy.batch_size
+def _default_batch_size(policy: Policy, device: str | None) -> int:
+    chosen = choose_device(device)
+    return policy.slow_batch_size if chosen.type == "cpu" and not multiplies_bf16(chosen) else policy.batch_size
 
 
 def prepare(

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, add_device_options, load_pipeline
+from difflm.cli.options import HelpFormatter, add_device_options, add_reading_options, load_pipeline, reading_options
 
 
 ATTACKS = ("singling_out", "linkability", "inference")
@@ -73,6 +73,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace an evaluation that is already in DIR (default: refuse)"
     )
+    add_reading_options(command, "--real, --holdout and --validation")
     add_device_options(command)
     command.set_defaults(run=run, interrupted=interrupted)
 
@@ -111,8 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(
             errno.EEXIST, "there is an evaluation already; pass --overwrite to replace it", str(target)
         )
+    from pandas.api.types import infer_dtype
+
     from difflm.files import write_json
-    from difflm.training.data import read_table
+    from difflm.training.data import read_like, read_table
     from difflm.training.evaluation.figures import evaluate_tables
     from difflm.training.evaluation.privacy import attack_library
     from difflm.training.evaluation.tables import TableSpec
@@ -122,11 +125,13 @@ def run(arguments: argparse.Namespace) -> int:
     _require_packages()
     if arguments.attacks:
         attack_library()
-    text = {"text_columns": arguments.text_columns}
-    real = read_table(arguments.real, **text)
-    synthetic, holdout, validation = (
-        read_table(path, min_rows=1, **text) if path else None
-        for path in (arguments.synthetic, arguments.holdout, arguments.validation)
+    options = reading_options(arguments)
+    real = read_table(arguments.real, text_columns=arguments.text_columns, **options)
+    # What the rows of another file look like does not make text numbers.
+    texts = [name for name in real if infer_dtype(real[name], skipna=True) == "string"]
+    synthetic = read_like(arguments.synthetic, texts)
+    holdout, validation = (
+        read_like(path, texts, **options) if path else None for path in (arguments.holdout, arguments.validation)
     )
     spec = TableSpec.infer(
         real,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, positive_float, positive_int
+from difflm.cli.options import HelpFormatter, add_reading_options, positive_float, positive_int, reading_options
 
 
 def add_command(commands: Any) -> None:
@@ -65,6 +65,32 @@ def add_command(commands: Any) -> None:
         metavar="COLUMN",
         help="columns of a .csv to read as text, digits and leading zeros kept (default: chosen from the values)",
     )
+    columns.add_argument(
+        "--category-columns",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns whose values are a list, of which a new record has one (default: chosen from the values)",
+    )
+    columns.add_argument(
+        "--max-decimals",
+        type=positive_int,
+        metavar="N",
+        help="round numbers to so many digits after the point (default: 12, more for tiny numbers)",
+    )
+    columns.add_argument(
+        "--max-length",
+        type=positive_int,
+        default=1024,
+        metavar="N",
+        help="most tokens of a record, in the language model's tokens",
+    )
+    columns.add_argument(
+        "--overlong",
+        choices=("refuse", "drop"),
+        default="refuse",
+        help="what becomes of a longer record: an error that names it, or it is left out and counted",
+    )
+    add_reading_options(fit, "DATA and --validation")
     privacy = fit.add_argument_group("what the pipeline tells of single rows")
     privacy.add_argument(
         "--rare-categories",
@@ -101,6 +127,18 @@ def add_command(commands: Any) -> None:
         metavar="FILE",
         help="table of held-out records (default: a tenth of DATA, at most 1000 records, is held out)",
     )
+    training.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="auto is the best of this machine, and under torchrun a GPU for each process",
+    )
+    training.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the frozen language model; auto is what the hardware multiplies",
+    )
     training.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
     training.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in DIR (default: start anew)"
@@ -121,7 +159,17 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
+        "max_length": arguments.max_length,
+        "overlong": arguments.overlong,
+        "device": None if arguments.device == "auto" else arguments.device,
+        "dtype": None if arguments.dtype == "auto" else arguments.dtype,
     }
+    reading = reading_options(arguments)
+    for name in ("category_columns", "max_decimals"):
+        if (value := getattr(arguments, name)) is not None:
+            reading[name] = value
+    if reading:
+        keywords["read_options"] = reading
     optional = (
         "encoder",
         "decoder",

@@ -54,6 +54,36 @@ def check_pipeline(pipeline: str) -> Path:
     return folder
 
 
+def add_reading_options(command: Any, tables: str) -> None:
+    """Add how text files of tables are read; ``tables`` says which."""
+    reading = command.add_argument_group(f"reading {tables}")
+    reading.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        help="of .csv and .tsv (default: tab for .tsv; comma for .csv, or the one of ; | and tab that alone fits)",
+    )
+    reading.add_argument(
+        "--encoding", metavar="NAME", help="e.g. latin-1 (default: by the byte order mark, else utf-8)"
+    )
+    reading.add_argument(
+        "--na-values",
+        nargs="+",
+        metavar="TEXT",
+        help="the only cells of a .csv that mean missing; '' is an empty one (default: empty, NA, null, nan, ...)",
+    )
+    reading.add_argument("--decimal", metavar="CHARACTER", help="decimal mark of numbers in a .csv (default: .)")
+    reading.add_argument("--thousands", metavar="CHARACTER", help="groups the digits of numbers (default: none)")
+
+
+def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_reading_options` that were given, as keywords of ``difflm.read_table``."""
+    names = ("delimiter", "encoding", "na_values", "decimal", "thousands")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if given.get("delimiter") in ("tab", r"\t"):
+        given["delimiter"] = "\t"
+    return given
+
+
 def add_device_options(command: Any) -> None:
     """Add where a command runs its models."""
     command.add_argument(

@@ -14,6 +14,10 @@ from difflm.training.data import as_dataframe, read_table
 from difflm.training.domains.domain import CardWords, Domain, Reading
 
 
+#: Options of inferring a schema, which held-out rows are not read with.
+INFERENCE = ("category_columns", "max_categories", "max_decimals")
+
+
 class Tables(Domain):
     """Tables from files, DataFrames, Datasets or lists of dictionaries."""
 
@@ -31,7 +35,15 @@ class Tables(Domain):
     words = CardWords(source="table", record="row", tags=("tabular",))
 
     def read(
-        self, source: Any, *, record_format: str, text_columns: Sequence[str] = (), **options: Any
+        self,
+        source: Any,
+        *,
+        record_format: str,
+        text_columns: Sequence[str] = (),
+        category_columns: Sequence[str] = (),
+        max_categories: int = 512,
+        max_decimals: int | None = None,
+        **options: Any,
     ) -> Reading:
         """Read a table.
 
@@ -40,29 +52,40 @@ class Tables(Domain):
         source : path, DataFrame, Dataset or list of dict
             At least 2 rows.
         record_format : {"values", "json"}
-        text_columns : sequence of str
-            Columns to take as text.
+        text_columns, category_columns, max_categories, max_decimals
+            Of [`RecordSchema.infer`].
         options
             Of [`read_table`], for a path.
         """
         frame = _frame(source, text_columns, options)
-        return _reading(frame, range(len(frame)), record_format, text_columns)
+        inference = {
+            "record_format": record_format,
+            "text_columns": tuple(text_columns),
+            "category_columns": tuple(category_columns),
+            "max_categories": max_categories,
+            "max_decimals": max_decimals,
+        }
+        return _reading(frame, range(len(frame)), inference)
 
     def read_held_out(
         self, source: Any, schema: RecordSchema, text_columns: Sequence[str] = (), **options: Any
     ) -> list[dict[str, Any]]:
+        options = {name: value for name, value in options.items() if name not in INFERENCE}
+        frame = _frame(source, text_columns, options, min_rows=1)
+        # What is text in the training data is text here, too, even if these rows look like numbers.
+        texts = {column.name for column in schema.columns if column.kind == "text" or _is_texts(column.categories)}
+        if numbers := texts.intersection(frame.select_dtypes("number").columns):
+            frame = _frame(source, [*text_columns, *sorted(numbers)], options, min_rows=1)
         try:
-            return schema.to_records(_frame(source, text_columns, options, min_rows=1))
+            return schema.to_records(frame)
         except SchemaError as error:
             raise SchemaError(f"the validation data does not fit the training data: {error}") from error
 
     def select(self, reading: Reading, rows: Sequence[int]) -> Reading:
         # What only the other rows held (a category, the widest range) leaves the schema, too.
-        frame, text_columns = reading.source
+        frame, inference = reading.source
         places = [reading.places[row] for row in rows]
-        return _reading(
-            frame.iloc[list(rows)].reset_index(drop=True), places, reading.schema.record_format, text_columns
-        )
+        return _reading(frame.iloc[list(rows)].reset_index(drop=True), places, inference)
 
 
 def _frame(
@@ -75,6 +98,10 @@ def _frame(
     return as_dataframe(source, min_rows=min_rows)
 
 
-def _reading(frame: pd.DataFrame, places: Sequence[int], record_format: str, text_columns: Sequence[str]) -> Reading:
-    schema = RecordSchema.infer(frame, record_format=record_format, text_columns=tuple(text_columns))
-    return Reading(schema.to_records(frame), schema, places, source=(frame, text_columns))
+def _reading(frame: pd.DataFrame, places: Sequence[int], inference: dict[str, Any]) -> Reading:
+    schema = RecordSchema.infer(frame, **inference)
+    return Reading(schema.to_records(frame), schema, places, source=(frame, inference))
+
+
+def _is_texts(categories: tuple[Any, ...] | None) -> bool:
+    return bool(categories) and all(isinstance(category, str) for category in categories or ())
