@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,10 @@ def arrow_type(column: Column, big_integers: str = "decimal") -> pa.DataType | N
 
     if big_integers not in BIG_INTEGERS:
         raise ValueError(f"big_integers={big_integers!r} is not one of {', '.join(BIG_INTEGERS)}")
+    if column.stored is not None:
+        # Decimals of one width in every file; the other types tell themselves.
+        scale = re.fullmatch(r"decimal\((\d+)\)", column.stored)
+        return pa.decimal128(38, int(scale[1])) if scale and column.dtype != "category" else None
     if (found := column.rules.arrow_type()) is not None:
         return found
     if column.kind == "json":

@@ -13,6 +13,7 @@ from .errors import ConditionError, RecordParseError, SchemaError
 from .kind_base import ColumnKind, condition_scalar
 from .nested_kind import JsonKind
 from .number_kinds import DecimalKind, IntegerKind
+from .stored_types import plain_scalar
 from .text_kinds import TextKind
 from .values import clean_text, is_missing
 
@@ -83,6 +84,9 @@ class Column:
         Columns of dates or times that are text in the data: how, in strftime's directives.
     bounded : bool, default False
         Whether minimum, maximum and max_length are part of the type (a user's JSON Schema) rather than an observation.
+    stored : str, optional
+        What the values, of the pandas dtype ``dtype``, stand for where tables store another type: an Arrow type,
+        Decimals, durations, intervals, periods or bytes; see ``stored_types.py``.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Column:
     offset: str | None = None
     date_format: str | None = None
     bounded: bool = False
+    stored: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -128,7 +133,7 @@ class Column:
         the value does not fit the column.
         """
         if not is_missing(value):
-            return self.rules.normalize(value)
+            return self.rules.normalize(value if self.stored is None else plain_scalar(value, self.stored))
         if self.nullable:
             return None
         raise SchemaError(f"column {self.name!r}: a value is missing, but none was in the data of the schema")

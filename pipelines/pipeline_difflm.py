@@ -56,6 +56,7 @@ from .record_schema import RecordSchema
 from .record_writers import WritingOptions, record_writer
 from .sampling_run import RecordJudge, SamplingRun
 from .schema_columns import schema_columns  # noqa: F401
+from .stored_types import plain_scalar  # noqa: F401
 from .tables import as_dataframe  # noqa: F401
 from .text_kinds import TextKind  # noqa: F401
 from .time_zones import find_zone  # noqa: F401

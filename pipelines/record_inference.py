@@ -20,6 +20,7 @@ from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.json_values import plain_json
 from difflm.pipelines.nested_inference import infer_json_schema
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.stored_inference import plain_series, with_stored
 from difflm.pipelines.values import as_text, clean_text, listed, shown
 
 
@@ -50,6 +51,14 @@ def infer_schema(
 
 
 def _infer_column(
+    name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int | None
+) -> Column:
+    plain, stored = plain_series(series)
+    column = _infer_plain(name, plain, forced, max_categories, max_decimals)
+    return with_stored(column, stored, plain[plain.notna()], forced is not None)
+
+
+def _infer_plain(
     name: str, series: pd.Series, forced: str | None, max_categories: int, max_decimals: int | None
 ) -> Column:
     dtype = series.dtype

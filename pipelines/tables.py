@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import SchemaError
 from .json_values import without_absent
+from .stored_types import restored
 from .values import is_missing, listed
 
 
@@ -79,6 +80,12 @@ def _series(values: list[Any]) -> pd.Series:
 
 
 def restore_dtype(values: list[Any], column: Column) -> pd.Series:
+    """A column of records as a series of the dtype that the training data had."""
+    plain = _plain_series(values, column)
+    return plain if column.stored is None else restored(values, plain, column.stored)
+
+
+def _plain_series(values: list[Any], column: Column) -> pd.Series:
     import pandas as pd
 
     if (series := column.rules.restored(values)) is not None:

@@ -66,7 +66,8 @@ def unexpected(text: str, position: int, expected: str) -> str:
 def is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(value, (float, np.floating, decimal.Decimal, np.datetime64)) and bool(value != value)
+    kinds = (float, complex, np.inexact, decimal.Decimal, np.datetime64, np.timedelta64)
+    return isinstance(value, kinds) and bool(value != value)
 
 
 def date_text(value: Any, timespec: str | None) -> str:

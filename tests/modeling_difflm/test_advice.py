@@ -32,10 +32,8 @@ def messages() -> Iterator[tuple[str, str]]:
     """File and text of what is raised, warned of or printed; values that are put in are left out."""
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            spoken = isinstance(node, ast.Raise) or (
-                isinstance(node, ast.Call) and ast.unparse(node.func) in ("warnings.warn", "print")
-            )
-            if spoken:
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in ("warnings.warn", "print", "self.error") or called.endswith("Error"):
                 pieces = [
                     child.value
                     for child in ast.walk(node)
