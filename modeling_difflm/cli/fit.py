@@ -80,15 +80,13 @@ def add_command(commands: Any) -> None:
     columns.add_argument(
         "--max-length",
         type=positive_int,
-        default=1024,
         metavar="N",
-        help="most tokens of a record, in the language model's tokens",
+        help="most tokens of a record, in the language model's tokens (default: 1024)",
     )
     columns.add_argument(
         "--overlong",
         choices=("refuse", "drop"),
-        default="refuse",
-        help="what becomes of a longer record: an error that names it, or it is left out and counted",
+        help="what becomes of a longer record: an error names it, or it is left out and counted (default: refuse)",
     )
     add_reading_options(fit, "DATA and --validation")
     privacy = fit.add_argument_group("what the pipeline tells of single rows")
@@ -130,14 +128,12 @@ def add_command(commands: Any) -> None:
     training.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto is the best of this machine, and under torchrun a GPU for each process",
+        help="where to train (default: the best of this machine, and under torchrun a GPU for each process)",
     )
     training.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the frozen language model; auto is what the hardware multiplies",
+        help="of the frozen language model (default: what the hardware multiplies)",
     )
     training.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice")
     training.add_argument(
@@ -159,10 +155,6 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
-        "max_length": arguments.max_length,
-        "overlong": arguments.overlong,
-        "device": None if arguments.device == "auto" else arguments.device,
-        "dtype": None if arguments.dtype == "auto" else arguments.dtype,
     }
     reading = reading_options(arguments)
     for name in ("category_columns", "max_decimals"):
@@ -180,6 +172,10 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "batch_size",
         "condition_columns",
         "text_columns",
+        "max_length",
+        "overlong",
+        "device",
+        "dtype",
         "validation",
         "rare_categories",
         "rare_below",

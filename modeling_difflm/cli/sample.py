@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -263,12 +262,17 @@ def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[s
 
 
 def _typed_value(text: str, column: Any) -> Any:
-    choices = [True, False] if column.kind == "boolean" else list(column.categories or ())
-    spelled = {json.dumps(choice) if isinstance(choice, bool) else str(choice): choice for choice in choices}
+    spelled = {str(choice): choice for choice in column.categories or ()}
     if text in spelled:
         return spelled[text]
     if text == "null":
         return None
+    if column.kind == "boolean":
+        # As JSON, Python, R and spreadsheets spell it.
+        found = {"true": True, "false": False}.get(text.lower())
+        if found is None:
+            raise ValueError(f"--condition {column.name}={text}: {column.name!r} is boolean; give true, false or null")
+        return found
     if not column.rules.takes_ranges:
         return text
     numbers: dict[str, Any] = {"integer": int, "decimal": float, "category": float}

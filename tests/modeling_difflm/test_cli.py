@@ -20,6 +20,7 @@ from difflm.cli.sample import condition_pair, typed_condition
 from difflm.pipelines.arrow_tables import to_arrow
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.training.data import read_table
 
 
 RECORDS = [
@@ -198,12 +199,25 @@ class TestFit:
         from difflm.training.fitting import fit
 
         every = "--encoder e --decoder d --injection soft_prompt --record-format values --epochs 1 --max-minutes 1"
-        every += " --batch-size 1 --condition-columns a --text-columns b --validation v"
         every += " --rare-categories merge --rare-below 3 --ranges rounded"
+        every += " --batch-size 1 --condition-columns a --text-columns b --validation v --delimiter tab"
+        every += " --encoding utf-8 --na-values x --decimal , --thousands . --category-columns c --max-decimals 3"
+        every += " --max-length 9 --overlong drop --device cpu --dtype float32"
         arguments = build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
         inspect.signature(fit).bind(arguments.data, arguments.output_dir, **fit_arguments(arguments))
         options = {action.dest for action in subcommands()["fit"]._actions} - {"help", "data", "output_dir"}
-        assert set(fit_arguments(arguments)) == options
+        given = fit_arguments(arguments)
+        assert given["read_options"]["delimiter"] == "\t"
+        assert set(given) - {"read_options"} | set(given["read_options"]) == options
+
+    def test_one_line_of_options_reads_a_table_as_read_table_does(self, fake_fit, tmp_path):
+        path = tmp_path / "german.csv"
+        path.write_bytes("stadt|preis\nKöln|1.000,5\nk.A.|2,5\n".encode("latin-1"))
+        words = "--encoding latin-1 --delimiter | --decimal , --thousands . --na-values k.A."
+        assert cli.main(["fit", str(path), "-o", "out", *words.split()]) == 0
+        frame = read_table(path, **fake_fit.calls[0][2]["read_options"])
+        assert frame["stadt"].isna().tolist() == [False, True]
+        assert frame["preis"].tolist() == [1000.5, 2.5]
 
     def test_missing_table(self, fake_fit, capsys):
         assert cli.main(["fit", "nowhere.csv", "-o", "out"]) == 2
@@ -370,7 +384,10 @@ class TestCondition:
 
     def test_boolean(self):
         schema = RecordSchema.infer(pd.DataFrame({"member": [True, False] * 5}))
-        assert typed_condition([("member", "true")], schema)["member"] is True
+        for text, value in (("true", True), ("True", True), ("FALSE", False), ("false", False)):
+            assert typed_condition([("member", text)], schema)["member"] is value
+        with pytest.raises(ValueError, match="'member' is boolean; give true, false or null"):
+            typed_condition([("member", "yes")], schema)
 
     @pytest.mark.parametrize(
         ("words", "reason"),
