@@ -40,15 +40,15 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def choose_decoder_dtype(device: torch.device, dtype: str | None = None) -> str | None:
-    """The dtype to load a decoder in; None: the one it was trained with, or else what suits the hardware.
+def decoder_options(device: torch.device, dtype: str | None = None) -> dict[str, str]:
+    """Keywords of loading or building a model: the dtype of its decoder, where it is not the decoder's own choice.
 
     Parameters
     ----------
     device : torch.device
         Where the decoder will run.
     dtype : str, optional
-        None or "auto", or one of ``DTYPES``.
+        One of ``DTYPES``. None or "auto": the one it was fitted with, or else what suits the hardware.
 
     Raises
     ------
@@ -58,11 +58,11 @@ def choose_decoder_dtype(device: torch.device, dtype: str | None = None) -> str 
     if dtype not in (None, "auto", *DTYPES):
         raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if dtype not in (None, "auto"):
-        return dtype
+        return {"decoder_dtype": dtype}
     if device.type == compute_device().type:
-        return None
+        return {}
     # The decoder's own choice looks at the best device here; this is another one.
-    return "bfloat16" if multiplies_bf16(device) else "float32"
+    return {"decoder_dtype": "bfloat16" if multiplies_bf16(device) else "float32"}
 
 
 def _parsed(name: str) -> torch.device:

@@ -17,7 +17,7 @@ import torch
 from diffusers import KarrasVeScheduler
 from transformers import ProgressCallback, set_seed
 
-from difflm.devices import choose_decoder_dtype, choose_device
+from difflm.devices import choose_device, decoder_options
 from difflm.files import write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.modeling_difflm import DiffLMModel
@@ -118,10 +118,8 @@ def fit(
         A longer record is an error that names it, or is left out: a warning and ``left_out`` in the log say how many.
     rare_categories, rare_below, ranges : str, int, str, default "keep", 5, "exact"
         What the checkpoint tells of single records: see [`Disclosure`]. The card says what was chosen.
-    device : str, optional
-        "cpu", "cuda" or "mps". Default: the best of this machine; of several processes, each its own GPU.
-    dtype : {"float32", "bfloat16", "float16"}, optional
-        Of the frozen language model. Default: what the hardware multiplies.
+    device, dtype : str, optional
+        Where to train, and the frozen language model's dtype; default: see [`choose_device`], [`decoder_options`].
     seed : int, default 0
     resume : bool, default False
         Go on from the last checkpoint in ``output_dir``, with the same data and arguments; ``max_minutes``, which then
@@ -162,9 +160,7 @@ def fit(
         policy=policy,
         device=device,
     )
-    decoder_dtype = choose_decoder_dtype(choose_device(device), dtype)
-    if decoder_dtype is not None:
-        model_kwargs = {"decoder_dtype": decoder_dtype} | (model_kwargs or {})
+    model_kwargs = decoder_options(choose_device(device), dtype) | (model_kwargs or {})
     folder = FitFolder(output_dir)
     begins = folder.check(resume=resume, overwrite=overwrite)
     if begins == "done":
@@ -278,9 +274,8 @@ def train_autoencoder(
         "max_minutes": minutes,
         "seed": seed,
         "disable_tqdm": not show_progress,
+        "use_cpu": model.device.type == "cpu" and choose_device().type != "cpu",
     }
-    if model.device.type == "cpu" and choose_device().type != "cpu":
-        options["use_cpu"] = True
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
     trainer = AutoencoderTrainer(
         model, args, train, _first_records(held_out, policy.max_evaluation_records), pad_token_id

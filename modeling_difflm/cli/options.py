@@ -102,10 +102,9 @@ def add_device_options(command: Any) -> None:
 
 def load_pipeline(arguments: argparse.Namespace) -> Any:
     """Load a command's pipeline, in the dtype and on the device that its options name."""
-    from difflm.devices import choose_decoder_dtype, choose_device
+    from difflm.devices import choose_device, decoder_options
     from difflm.pipelines import DiffLMPipeline
 
     device = choose_device(arguments.device)
-    dtype = choose_decoder_dtype(device, arguments.dtype)
-    options = {} if dtype is None else {"decoder_dtype": dtype}
+    options = decoder_options(device, arguments.dtype)
     return DiffLMPipeline.from_pretrained(arguments.pipeline, **options).to(device)

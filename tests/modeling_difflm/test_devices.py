@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflm import cli, devices
-from difflm.devices import choose_decoder_dtype, choose_device
+from difflm.devices import choose_device, decoder_options
 
 
 @pytest.fixture
@@ -50,11 +50,11 @@ def test_a_device_that_is_not_here_is_refused(no_gpu, name):
 
 def test_a_dtype_suits_the_chosen_device_not_the_best_one(two_gpus, monkeypatch):
     monkeypatch.setattr(devices, "multiplies_bf16", lambda device: device.type == "cuda")
-    assert choose_decoder_dtype(torch.device("cuda", 1)) is None  # the decoder's own choice
-    assert choose_decoder_dtype(torch.device("cpu")) == "float32"
-    assert choose_decoder_dtype(torch.device("cpu"), "bfloat16") == "bfloat16"
+    assert decoder_options(torch.device("cuda", 1)) == {}  # the decoder's own choice
+    assert decoder_options(torch.device("cpu")) == {"decoder_dtype": "float32"}
+    assert decoder_options(torch.device("cpu"), "bfloat16") == {"decoder_dtype": "bfloat16"}
     with pytest.raises(ValueError, match="not one of auto, float32"):
-        choose_decoder_dtype(torch.device("cpu"), "int8")
+        decoder_options(torch.device("cpu"), "int8")
 
 
 class Spy:
