@@ -77,7 +77,9 @@ def keywords() -> set[str]:
     found = {name for function in functions for name in inspect.signature(function).parameters}
     for fields in (AutoencoderTrainingArguments, DenoiserTrainingArguments, Policy):
         found |= {field.name for field in dataclasses.fields(fields)}
-    return found | set(inspect.signature(DiffLMConfig).parameters) | {"force_download", "trust_remote_code"}
+    # Taken by `from_pretrained` among its other keywords.
+    others = {"force_download", "trust_remote_code", "decoder_kwargs"}
+    return found | set(inspect.signature(DiffLMConfig).parameters) | others
 
 
 def test_there_is_advice():
