@@ -32,6 +32,14 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 
+try:
+    from difflm.errors import DiffLMError
+except ImportError:  # this file is published beside the weights, where difflm may be missing
+
+    class DiffLMError(Exception):  # type: ignore[no-redef]
+        """Base of the errors that difflm raises on purpose."""
+
+
 PACKAGE_SCHEME = "package://"
 # 1: the decoder's fingerprint is a sample of its embeddings. 2: it also holds what a forward pass gives.
 FORMAT_VERSION = 2
@@ -40,7 +48,7 @@ POOLINGS = ("attention", "mean", "cls")
 ENCODER_TRAININGS = ("full", "lora", "frozen")
 
 
-class DecoderMismatchError(ValueError):
+class DecoderMismatchError(DiffLMError, ValueError):
     """The decoder at hand is not the one a checkpoint was trained with."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from difflm.errors import DiffLMError
 from difflm.training.evaluation.tables import (
     MISSING,
     EvaluationError,
@@ -23,11 +24,11 @@ from difflm.training.evaluation.tables import (
 )
 
 
-class BaselineUnavailableError(ImportError):
+class BaselineUnavailableError(DiffLMError, ImportError):
     """A baseline's package is not installed; the message says what to install."""
 
 
-class NotFittedError(RuntimeError):
+class NotFittedError(DiffLMError, RuntimeError):
     """``sample`` was called before ``fit``."""
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from difflm.errors import DiffLMError
 from difflm.training.evaluation.metric import Evaluation, Figure, Metric, Tables
 from difflm.training.evaluation.tables import MISSING, EvaluationError, TableSpec, prepare, subsample
 
@@ -18,7 +19,7 @@ MAX_ATTEMPTS = 20_000
 SECRET_CLASSES = 10
 
 
-class AttackUnavailableError(ImportError):
+class AttackUnavailableError(DiffLMError, ImportError):
     """anonymeter is not installed or does not work with the installed libraries."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from difflm.errors import DiffLMError
 from difflm.pipelines.tables import as_dataframe
 
 
@@ -17,7 +18,7 @@ def as_table(rows: Any) -> pd.DataFrame | None:
     return rows if rows is None or isinstance(rows, pd.DataFrame) else as_dataframe(rows)
 
 
-class EvaluationError(ValueError):
+class EvaluationError(DiffLMError, ValueError):
     """Tables cannot be compared; the message says what is wrong and what to do."""
 
 
