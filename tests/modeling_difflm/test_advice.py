@@ -78,7 +78,7 @@ def keywords() -> set[str]:
     for fields in (AutoencoderTrainingArguments, DenoiserTrainingArguments, Policy):
         found |= {field.name for field in dataclasses.fields(fields)}
     # Taken by `from_pretrained` among its other keywords.
-    others = {"force_download", "trust_remote_code", "decoder_kwargs"}
+    others = {"force_download", "trust_remote_code", "decoder_kwargs", "torch_dtype"}
     return found | set(inspect.signature(DiffLMConfig).parameters) | others
 
 
