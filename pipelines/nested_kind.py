@@ -90,9 +90,9 @@ def _smallest(schema: Any, root: dict[str, Any]) -> Any:
     if "const" in schema or schema.get("enum"):
         return schema["const"] if "const" in schema else schema["enum"][0]
     for keyword in ("anyOf", "oneOf", "allOf"):
-        if branches := schema.get(keyword):
+        if branches := [branch for branch in schema.get(keyword, ()) if isinstance(branch, dict)]:
             rest = {key: item for key, item in schema.items() if key != keyword}
-            return _smallest(rest | dict(branches[0]), root)
+            return _smallest(rest | branches[0], root)
     kind = schema.get("type", "object" if "required" in schema else "null")
     kind = kind if isinstance(kind, str) else kind[0]
     if kind == "object":
