@@ -48,18 +48,23 @@ ROWS = 12
 
 
 def make_decoder(name: str) -> PreTrainedModel:
+    """A tiny decoder, in float64: two ways to the same logits then choose the same tokens on every processor."""
+    return _make_decoder(name).double().eval()
+
+
+def _make_decoder(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if name == "llama":
-        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+        return LlamaForCausalLM(LlamaConfig(**SIZES))
     if name == "granite":  # scales its logits: its output layer is not one plain linear map
-        return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=2.0)).eval()
+        return GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=2.0))
     if name == "gemma2":  # soft-capped attention, which the packed attention does not know
-        return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)).eval()
+        return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8))
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=258, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, initializer_range=0.3
         )
-    ).eval()
+    )
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "granite"])
@@ -93,7 +98,7 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
     generator = torch.Generator().manual_seed(1)
 
     def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     if kind == "kv_memory":
         heads = getattr(decoder.config, "num_key_value_heads", 4)
@@ -106,7 +111,7 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
         config = DiffLMConfig(
             decoder_hidden_size=32, draft_places=[2, 1, 5], draft_token_ids=[5], separator_token_ids=[5], draft_size=4
         )
-        module = RecordDraft(config)
+        module = RecordDraft(config).double()
         module.to_hidden.weight.data, module.to_hidden.bias.data = noise(32, 4), noise(32)
         return Injection(
             prefix_embeds=noise(rows, 5, 32),
