@@ -163,16 +163,14 @@ class DiffLMConfig(PreTrainedConfig):
     injection_token_size : int, default 256
         Width of one memory token before it is mapped to all layers' keys and values.
     num_prefix_tokens : int, default 0
-        Learned prompt embeddings before the latent's ones (``soft_prompt`` only), optionally set from a text.
-    free_bits : float, default 0.0
-        Nats per latent dimension below which the KL is not penalised.
+        Learned prompt embeddings before the latent's ones (``soft_prompt`` only).
     initial_log_variance : float, default -3.0
         Bias of the posterior's log-variance head.
     num_feature_columns : int, default 0
         Columns whose values the posterior reads beside the encoder's output (see [`ColumnFeatures`]).
     feature_size : int, default 512
     column_loss_weight : float, default 1.0
-        Of the [`ColumnDecoder`]'s and the [`RecordDraft`]'s term in the loss.
+        Of the columns' and the [`RecordDraft`]'s term in the loss; of use in training only.
     num_embedded_columns : int, default 0
         Columns whose tokens get an embedding of their own from the latent (see [`ColumnEmbeddings`]).
     separator_token_ids : list of int, optional
@@ -216,7 +214,6 @@ class DiffLMConfig(PreTrainedConfig):
     injection_token_size: int = 256
     num_prefix_tokens: int = 0
     embedding_std: float = 1.0
-    free_bits: float = 0.0
     initial_log_variance: float = -3.0
     num_feature_columns: int = 0
     feature_size: int = 512
@@ -266,23 +263,19 @@ class Posterior:
     mean: Tensor
     log_variance: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Reparameterise: z = mu + sigma * eps, ``[batch, latent_size]``."""
-        eps = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+    def sample(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Tensor:
+        """Reparameterise: z = mu + sigma * eps, ``[batch, latent_size]``; ``eps`` is drawn unless it is given."""
+        if eps is None:
+            eps = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + torch.exp(0.5 * self.log_variance) * eps
 
-    def kl(self, free_bits: float = 0.0) -> Tensor:
-        """KL(q(z|x) || N(0, I)) of each record in nats, ``[batch]``, summed over the latent's dimensions.
+    def kl(self) -> Tensor:
+        """KL(q(z|x) || N(0, I)) of each record in nats, ``[batch]``, summed over the latent's dimensions."""
+        return self.kl_per_dimension().sum(dim=-1)
 
-        With ``free_bits`` a dimension whose batch mean is below that many nats counts as that many.
-        """
-        per_dimension = 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
-        if free_bits > 0:
-            batch_mean = per_dimension.mean(dim=0, keepdim=True)
-            per_dimension = torch.where(
-                batch_mean < free_bits, torch.full_like(per_dimension, free_bits), per_dimension
-            )
-        return per_dimension.sum(dim=-1)
+    def kl_per_dimension(self) -> Tensor:
+        """The same of each dimension, ``[batch, latent_size]``."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
 
 
 @dataclass
@@ -359,7 +352,7 @@ class DiffLMOutput(ModelOutput):
     Attributes
     ----------
     loss : Tensor
-        ``reconstruction_loss + beta * kl``, scalar; with feature columns also the column loss.
+        ``reconstruction_loss + beta * kl``, scalar.
     reconstruction_loss : Tensor
         Nats per record, mean over the batch, scalar.
     kl : Tensor
@@ -441,23 +434,6 @@ class ColumnFeatures(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         return self.project(self.waves(values).to(next(self.project.parameters()).dtype))
-
-
-class ColumnDecoder(nn.Module):
-    """Latent -> the waves of [`ColumnFeatures`]: a small decoder beside the LLM, of use in training only (ours).
-
-    Through it the latents learn what a record holds in a minute or two, and keep it while the injector learns to tell
-    the LLM; through the LLM alone that takes thousands of records.
-    """
-
-    def __init__(self, config: DiffLMConfig, num_waves: int) -> None:
-        super().__init__()
-        size = config.feature_size
-        self.latent_to_waves = _mlp(config.latent_size, size, size, num_waves)
-
-    def forward(self, latents: Tensor, waves: Tensor) -> Tensor:
-        """Nats of each record's waves, ``[B]``, under Gaussians of variance 1 (but for a constant)."""
-        return 0.5 * (self.latent_to_waves(latents) - waves).square().sum(dim=1)
 
 
 class KVMemoryInjector(nn.Module):
@@ -586,24 +562,6 @@ class RecordDraft(nn.Module):
         inside = (columns < len(widths)) & (since < widths[known])
         return torch.where(inside, (widths.cumsum(0) - widths)[known] + since, -1)
 
-    def loss(self, draft: Tensor, places: Tensor, labels: Tensor, head: Tensor | None) -> Tensor:
-        """Nats of each record's ``labels`` at ``places``, both ``[batch, tokens]``, given the LLM's head's weight.
-
-        All tokens that are none of ``token_ids`` count as one more. What a decoder does to its logits behind the head
-        (scaling, soft capping) is left out.
-        """
-        if head is None or not head.is_floating_point():
-            raise ValueError('The decoder\'s head is quantised: pass model_kwargs={"draft_places": None}.')
-        kept = (labels != -100) & (places >= 0)
-        index = torch.searchsorted(self.token_ids, labels[kept]).clamp(max=len(self.token_ids) - 1)
-        index = torch.where(self.token_ids[index] == labels[kept], index, len(self.token_ids))
-        rows = head[self.token_ids.to(head.device)].to(draft)
-        # The head's rows times the small matrix first: far fewer products than hidden states of all places.
-        logits = draft[kept.nonzero()[:, 0], places[kept]] @ (rows @ self.to_hidden.weight).T
-        logits = nn.functional.pad(logits + rows @ self.to_hidden.bias, (0, 1))
-        losses = nn.functional.cross_entropy(logits, index, reduction="none")
-        return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
-
 
 INJECTORS: dict[str, type[nn.Module]] = {
     "kv_memory": KVMemoryInjector,
@@ -630,6 +588,8 @@ class DiffLMModel(PreTrainedModel):
     base_model_prefix = "difflm"
     main_input_name = "input_ids"
     _no_split_modules: list[str] = []
+    # A part that only training needs; checkpoints of format 1 hold it.
+    _keys_to_ignore_on_load_unexpected = [r"^column_decoder\."]
     # Training sets it where bf16 is fast: the encoder's products in bf16, its weights and all else in fp32.
     encoder_autocast: bool = False
 
@@ -643,7 +603,6 @@ class DiffLMModel(PreTrainedModel):
         width = hidden * (config.num_pooling_queries if config.pooling == "attention" else 1)
         columns = config.num_feature_columns
         self.column_features = ColumnFeatures(columns, config.feature_size) if columns else None
-        self.column_decoder = ColumnDecoder(config, self.column_features.num_waves) if self.column_features else None
         self.posterior_norm = nn.LayerNorm(width)
         features = config.feature_size if columns else 0
         self.posterior_mean = nn.Linear(width + features, config.latent_size)
@@ -798,19 +757,6 @@ class DiffLMModel(PreTrainedModel):
     def device(self) -> torch.device:
         return self.posterior_mean.weight.device
 
-    def set_prefix_text(self, tokenizer: Any, text: str) -> None:
-        """Initialise the soft prompt's learned prefix from a text's token embeddings (repeated or cut to fit)."""
-        prefix = getattr(self.injector, "prefix", None)
-        if prefix is None:
-            raise ValueError('A prefix needs injection="soft_prompt" and num_prefix_tokens > 0.')
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise ValueError("The prefix text has no tokens.")
-        ids = (ids * math.ceil(len(prefix) / len(ids)))[: len(prefix)]
-        with torch.no_grad():
-            embeddings = self._decoder.get_input_embeddings()
-            prefix.copy_(embeddings(torch.tensor(ids, device=_embedding_weight(self._decoder).device)))
-
     # ---------------------------------------------------------------- computing
 
     @property
@@ -866,7 +812,7 @@ class DiffLMModel(PreTrainedModel):
         """Map latents, ``[batch, latent_size]``, to what the decoder is conditioned on, in the decoder's dtype."""
         dtype = self._decoder.get_input_embeddings().weight.dtype
         injection = self.injector(latents.to(self.dtype))
-        injection.separator_ids = self._separators
+        injection.separator_ids = self.separator_ids
         if self.column_embeddings is not None:
             embeddings = self.column_embeddings(latents.to(self.dtype))
             injection.token_bias = embeddings + (0 if injection.token_bias is None else injection.token_bias)
@@ -886,7 +832,26 @@ class DiffLMModel(PreTrainedModel):
             cache.update(key, value, layer)
         return cache
 
-    def reconstruction(self, latents: Tensor, labels: Tensor, candidates: Any = None) -> Tensor:
+    def logits(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """The decoder's logits of each of ``labels`` given those before it, ``[batch, tokens, vocabulary]``.
+
+        ``labels`` as for [`~DiffLMModel.reconstruction`]; latents ``[batch, latent_size]``.
+        """
+        injection = self.inject(latents)
+        # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
+        cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
+        with self.decoder_lock, bias_tokens(self._decoder, injection):
+            inputs_embeds = self._decoder.get_input_embeddings()(self.fed(labels))
+            if injection.prefix_embeds is not None:
+                inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
+            return self._decoder(
+                inputs_embeds=inputs_embeds,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=labels.shape[1],
+            ).logits
+
+    def reconstruction(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Nats of each record given its latent, ``[batch]``.
 
         Parameters
@@ -895,28 +860,11 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, latent_size]``.
         labels : Tensor
             ``[batch, tokens]``: the decoder's tokens after BOS, EOS last, -100 for right padding.
-        candidates : CandidateTokens of difflm.training, optional
-            Estimate the softmax's normaliser from these tokens instead of the whole vocabulary.
         """
-        injection = self.inject(latents)
-        # Padding is on the right, where causal attention never looks from a real token: no padding mask is needed.
-        cache = self.decoder_cache(injection) if injection.past_key_values is not None else None
-        narrowed = contextlib.nullcontext() if candidates is None else candidates.narrowed(self._decoder)
-        with self.decoder_lock, narrowed, bias_tokens(self._decoder, injection):
-            inputs_embeds = self._decoder.get_input_embeddings()(self._fed(labels))
-            if injection.prefix_embeds is not None:
-                inputs_embeds = torch.cat([injection.prefix_embeds, inputs_embeds], dim=1)
-            logits = self._decoder(
-                inputs_embeds=inputs_embeds,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=labels.shape[1],
-            ).logits
         kept = labels != -100
-        logits, targets = logits[kept].float(), labels[kept]
-        if candidates is not None:
-            logits, targets = logits + candidates.log_weights.to(logits), candidates.places(targets)
-        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        losses = nn.functional.cross_entropy(
+            self.logits(latents, labels)[kept].float(), labels[kept], reduction="none"
+        )
         return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
 
     def forward(
@@ -927,10 +875,9 @@ class DiffLMModel(PreTrainedModel):
         feature_values: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
-        candidates: Any = None,
         return_loss: bool = True,
     ) -> DiffLMOutput:
-        """One ELBO step: encode, reparameterise, reconstruct (paper equation 2 with beta).
+        """Encode, reparameterise, reconstruct: the ELBO with beta (paper, equation 2).
 
         Parameters
         ----------
@@ -944,47 +891,25 @@ class DiffLMModel(PreTrainedModel):
             Weight of the KL.
         generator : torch.Generator, optional
             For eps; in eval mode the posterior's mean is used instead of a sample.
-        candidates : optional
-            See [`~DiffLMModel.reconstruction`].
         """
         posterior = self.encode(input_ids, attention_mask, feature_values)
         latents = posterior.sample(generator) if self.training else posterior.mean
-        record_losses = self.reconstruction(latents, labels, candidates)
-        reconstruction_loss, kl = record_losses.mean(), posterior.kl(self.config.free_bits).mean()
-        loss = reconstruction_loss + beta * kl
-        if feature_values is not None and self.config.column_loss_weight:
-            loss = loss + self.config.column_loss_weight * self.column_loss(latents, feature_values, labels).mean()
+        record_losses = self.reconstruction(latents, labels)
+        reconstruction_loss, kl = record_losses.mean(), posterior.kl().mean()
         return DiffLMOutput(
-            loss=loss,
+            loss=reconstruction_loss + beta * kl,
             reconstruction_loss=reconstruction_loss.detach(),
             kl=kl.detach(),
             record_losses=record_losses.detach(),
         )
 
-    def column_loss(self, latents: Tensor, feature_values: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Nats of each record's features given its latent, and with ``labels`` of its tokens too, ``[batch]``."""
-        loss = latents.new_zeros(len(latents))
-        if self.column_features is not None and self.column_decoder is not None:
-            loss = loss + self.column_decoder(latents, self.column_features.waves(feature_values.to(latents)))
-        if self.record_draft is not None and labels is not None:
-            loss = loss + self.draft_loss(latents, labels)
-        return loss
-
-    def draft_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """Nats of each record's tokens by its draft alone, ``[batch]``; those it has no place for are not counted."""
-        if self.record_draft is None:
-            raise ValueError("This model makes no draft.")
-        columns, since, _ = locate(self._fed(labels), self._separators)
-        head = getattr(self._decoder.get_output_embeddings(), "weight", None)
-        places = self.record_draft.places(columns, since)
-        return self.record_draft.loss(self.record_draft(latents), places, labels, head)
-
     @property
-    def _separators(self) -> Tensor | None:
+    def separator_ids(self) -> Tensor | None:
+        """The tokens at which a record's next column begins."""
         ids = self.config.separator_token_ids
         return torch.tensor(ids, device=self.device) if ids else None
 
-    def _fed(self, labels: Tensor) -> Tensor:
+    def fed(self, labels: Tensor) -> Tensor:
         """The tokens that the decoder reads while it writes ``labels``."""
         return torch.cat([torch.full_like(labels[:, :1], self._bos), labels[:, :-1].clamp(min=0)], dim=1)
 

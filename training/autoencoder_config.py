@@ -33,6 +33,8 @@ class AutoencoderTrainingArguments(TrainingArguments):
     early_stopping_patience : int, default 10
         Evaluations without improvement that end training; 0: never. Under the schedule "decreasing" they count once
         beta is at its floor, separately from ``beta_patience``.
+    free_bits : float, default 0.0
+        Nats per latent dimension below which the KL is not penalised.
     num_sampled_tokens : int, default 1024
         Tokens drawn at each step to stand for those that occur in no record, in the softmax over the decoder's
         vocabulary (see [`CandidateTokens`]); evaluations are exact. 0: exact in training too, and slower.
@@ -67,6 +69,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Only of use with an accelerator."})
     report_to: str = field(default="none", metadata={"help": "Integrations to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records themselves."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "They are the same everywhere."})
     beta_schedule: str = field(
         default="decreasing",
         metadata={"help": "Schedule of the KL's weight.", "choices": list(SCHEDULES)},
@@ -83,6 +86,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=10, metadata={"help": "Evaluations without improvement that end training; 0: never."}
     )
+    free_bits: float = field(default=0.0, metadata={"help": "Nats per latent dimension that cost nothing."})
     num_sampled_tokens: int = field(
         default=1024,
         metadata={"help": "Tokens drawn for the softmax to stand for those in no record; 0: take all."},

@@ -1,27 +1,43 @@
-"""Training of the autoencoder: a thin transformers Trainer with a moving beta, which measures the latent's use."""
+"""Training of the autoencoder: a thin transformers Trainer with a moving beta, which measures the latent's use.
+
+It takes the same steps in one process and in several with the same global batch: noise, candidates and the order of
+the records depend on the seed and the step alone, a process takes its part of them, and whatever a clock or an
+evaluation decides is the same in all. Dropout alone differs between them.
+"""
 
 from __future__ import annotations
 
 import functools
-import time
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState, PrinterCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from difflm.files import atomic_file
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
+from difflm.training.autoencoder_losses import AutoencoderObjective, draft_loss, trains_columns
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
 from difflm.training.candidate_tokens import CandidateTokens, draw_candidates, has_plain_head
-from difflm.training.latent_warmup import WARMED_UP, trains_columns, warm_up_latents
+from difflm.training.keep_best import KeepBest
+from difflm.training.latent_warmup import WARMED_UP, warm_up_latents
+from difflm.training.policy import Policy
+from difflm.training.processes import is_main_process, num_processes, process_index, summed, wait_for_everyone
 from difflm.training.record_dataset import RecordCollator, RecordDataset
+from difflm.training.seeds import derived_seed, seeded_generator
+from difflm.training.time_budget import TimeBudget
+from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpoints, TimeLimit
 
 
-MAX_WARMUP_EVALUATION_RECORDS = 256
+WEIGHTS_FILE = "model.safetensors"
+COLUMN_DECODER_FILE = "column_decoder.safetensors"
 
 
 class AutoencoderTrainer(Trainer):
@@ -35,12 +51,14 @@ class AutoencoderTrainer(Trainer):
     Parameters
     ----------
     model : DiffLMModel
+        Trained in place; ``self.model`` is the [`AutoencoderObjective`] around it.
     args : AutoencoderTrainingArguments
     train_dataset, eval_dataset : RecordDataset
     encoder_pad_token_id : int
+    policy : Policy, optional
+        The measured constants of the warm-up and of the sampled softmax.
     """
 
-    model: DiffLMModel
     args: AutoencoderTrainingArguments
 
     def __init__(
@@ -50,10 +68,18 @@ class AutoencoderTrainer(Trainer):
         train_dataset: Dataset,
         eval_dataset: Dataset,
         encoder_pad_token_id: int = 0,
+        policy: Policy | None = None,
         **kwargs: Any,
     ) -> None:
+        self.policy = policy or Policy()
+        self.autoencoder = model
+        self.elbo = AutoencoderObjective(model, args.free_bits)
+        # The frozen decoder is the same everywhere: it is not sent around.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self.elbo, [name for name in self.elbo.state_dict() if name.startswith("autoencoder.decoder.")]
+        )
         super().__init__(
-            model=model,
+            model=self.elbo,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -63,17 +89,18 @@ class AutoencoderTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         if args.disable_tqdm:
             self.remove_callback(PrinterCallback)  # silence asked for is silence given
-        self.budget = TimeBudget(args.max_minutes)
+        self.budget = TimeBudget(None if args.max_minutes is None else 60 * args.max_minutes)
+        self.time_limit = TimeLimit(self.budget)
         self.add_callback(build_beta_schedule(args))
-        self.add_callback(self.budget)
+        self.add_callback(self.time_limit)
         if args.save_minutes and args.save_strategy != "no":
             self.add_callback(TimedCheckpoints(args.save_minutes))
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
         self._known_tokens: Tensor | None = None
-        self._best_figures: dict[str, float] | None = None
-        self._best_weights: dict[str, Tensor] = {}
+        self._best, self._best_figures = KeepBest(), dict[str, float]()
         self._step_figures: dict[str, list[float]] = {"reconstruction": [], "kl": []}
+        self._part = (-1, 0)  # a step and how many of its parts (gradient accumulation) were computed
 
     @property
     def beta_schedule(self) -> BetaSchedule:
@@ -82,34 +109,19 @@ class AutoencoderTrainer(Trainer):
 
     @property
     def _warms_up(self) -> bool:
-        return bool(self.args.latent_warmup_steps) and trains_columns(self.model)
+        return bool(self.args.latent_warmup_steps) and trains_columns(self.autoencoder)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         # On a CPU the fused attention's backward pass is several times slower than plain matrix products.
         on_cpu = self.args.device.type == "cpu"
-        models = [m for m in (self.model.encoder, self.model.decoder) if on_cpu and m is not None]
+        models = [m for m in (self.autoencoder.encoder, self.autoencoder.decoder) if on_cpu and m is not None]
         before = [model.config._attn_implementation for model in models]
-        if self.model.column_features is not None:
-            dataset: Any = self.train_dataset
-            values = dataset.feature_values()
-            self.model.column_features.fit(values)
+        self.budget.start()
+        if self.autoencoder.column_features is not None:
+            self.autoencoder.column_features.fit(cast(Any, self.train_dataset).feature_values())
             if self._warms_up and not resume_from_checkpoint:
-                started = time.monotonic()
-                warm_up_latents(
-                    self.model,
-                    values,
-                    None
-                    if self.model.record_draft is None
-                    else functools.cache(lambda row: dataset.token_ids(dataset.records[row])),
-                    _columns_and_labels(self.eval_dataset),
-                    steps=self.args.latent_warmup_steps,
-                    # No more than a small part of a short fit.
-                    max_seconds=None if self.budget.max_seconds is None else 0.08 * self.budget.max_seconds,
-                    seed=self.args.seed,
-                    show_progress=not self.args.disable_tqdm,
-                )
-                self.budget.used_before = time.monotonic() - started
-        self.model.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
+                self._warm_up()
+        self.autoencoder.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
         try:
             for model in models:
                 model.set_attn_implementation("eager")
@@ -117,35 +129,67 @@ class AutoencoderTrainer(Trainer):
         finally:
             for model, implementation in zip(models, before, strict=True):
                 model.set_attn_implementation(implementation)
-            self.model.encoder_autocast = False
+            self.autoencoder.encoder_autocast = False
+
+    def _warm_up(self) -> None:
+        """Warm up in the main process, which sends the weights around when training begins."""
+        if is_main_process():
+            dataset, limit = cast(Any, self.train_dataset), self.budget.max_seconds
+            drafts = self.autoencoder.record_draft is not None
+            warm_up_latents(
+                self.elbo,
+                dataset.feature_values(),
+                functools.cache(lambda row: dataset.token_ids(dataset.records[row])) if drafts else None,
+                _columns_and_labels(self.eval_dataset, self.policy.warm_up_evaluation_records),
+                steps=self.args.latent_warmup_steps,
+                # No more than a small part of a short fit.
+                max_seconds=None if limit is None else self.policy.warm_up_share * limit,
+                seed=self.args.seed,
+                policy=self.policy,
+                show_progress=not self.args.disable_tqdm,
+            )
+        wait_for_everyone()
+
+    # ---------------------------------------------------------------- a step
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         share_of_steps = self.state.global_step / max(1, self.state.max_steps)
-        beta = self.beta_schedule.advance(max(share_of_steps, self.budget.share_used()))
-        output = model(**inputs, beta=beta, candidates=self._candidates())
+        beta = self.beta_schedule.advance(max(share_of_steps, self.time_limit.share_used))
+        step, parts = self._part
+        self._part = (step, parts + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        index = self._part[0] * self.args.gradient_accumulation_steps + self._part[1]
+        # Of dropout, which is each process's own.
+        torch.manual_seed(derived_seed(self.args.seed, f"dropout of process {process_index()}", index))
+        noise = self._noise(len(inputs["labels"]), index) if model.training else None
+        output = model(**inputs, beta=beta, eps=noise, candidates=self._candidates(index))
         self._step_figures["reconstruction"].append(float(output.reconstruction_loss))
         self._step_figures["kl"].append(float(output.kl))
         return output.loss
 
-    def _candidates(self) -> CandidateTokens | None:
+    def _noise(self, records: int, index: int) -> Tensor:
+        """This process's part of the noise of a global batch."""
+        size = self.args.train_batch_size
+        shape = (size * num_processes(), self.autoencoder.config.latent_size)
+        noise = torch.randn(shape, generator=seeded_generator(self.args.seed, "noise", index))
+        return noise[process_index() * size :][:records].to(self.args.device)
+
+    def _candidates(self, index: int = 0) -> CandidateTokens | None:
         """Draw the tokens of a step's softmax; None where all of them cost no more."""
         if self._known_tokens is None:
             self._known_tokens = torch.tensor(self._table_tokens() or [], dtype=torch.long, device=self.args.device)
         if not len(self._known_tokens):
             return None
-        # From torch's global generator, which checkpoints keep.
-        return draw_candidates(self._known_tokens, self._vocab_size, self.args.num_sampled_tokens)
+        generator = seeded_generator(self.args.seed, "candidates", index)
+        return draw_candidates(self._known_tokens, self._vocab_size, self.args.num_sampled_tokens, generator)
 
     @property
     def _vocab_size(self) -> int:
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return model.decoder.get_output_embeddings().weight.shape[0]
+        return cast(Any, self.autoencoder.decoder).get_output_embeddings().weight.shape[0]
 
     def _table_tokens(self) -> list[int] | None:
-        model: Any = self.accelerator.unwrap_model(self.model)
-        limit = self._vocab_size // 4 - self.args.num_sampled_tokens
+        limit = int(self.policy.max_candidate_share * self._vocab_size) - self.args.num_sampled_tokens
         dataset: Any = self.train_dataset
-        usable = isinstance(dataset, RecordDataset) and has_plain_head(model.decoder)
+        usable = isinstance(dataset, RecordDataset) and has_plain_head(cast(Any, self.autoencoder.decoder))
         if not self.args.num_sampled_tokens or limit < 1 or not usable:
             return None
         return dataset.vocabulary(limit)
@@ -154,21 +198,23 @@ class AutoencoderTrainer(Trainer):
         if "loss" in logs:
             for name, values in self._step_figures.items():
                 if values:
-                    logs[name] = sum(values) / len(values)
+                    total, count = summed(torch.tensor([sum(values), len(values)])).tolist()
+                    logs[name] = total / count
                 values.clear()
             logs["beta"] = self.beta_schedule.beta
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(self.model))
-            # What was warmed up is trained on as gently as what was pretrained (MAGIC, 40 steps: 100 nats, not 106).
+            decayed = set(self.get_decay_parameter_names(cast(Any, self.elbo)))
+            # What was warmed up is trained on as gently as what was pretrained.
             trained_before = ("encoder", *(WARMED_UP if self._warms_up else ()))
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self.elbo.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((name.split(".")[0] in trained_before, name in decayed), []).append(parameter)
-            optimizer_class, optimizer_arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                    gently = name.removeprefix("autoencoder.").split(".")[0] in trained_before
+                    groups.setdefault((gently, name in decayed), []).append(parameter)
+            optimizer_class, optimizer_arguments = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer_class(
                 [
                     {
@@ -187,7 +233,7 @@ class AutoencoderTrainer(Trainer):
         if self.args.max_minutes is not None and hasattr(scheduler, "lr_lambdas"):
             # Time may run out before the steps: the shape is followed at whichever is further on.
             scheduler.lr_lambdas = [
-                lambda step, shape=shape: shape(max(step, int(self.budget.share_used() * num_training_steps)))
+                lambda step, shape=shape: shape(max(step, int(self.time_limit.share_used * num_training_steps)))
                 for shape in scheduler.lr_lambdas
             ]
         return scheduler
@@ -196,61 +242,60 @@ class AutoencoderTrainer(Trainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         lengths = getattr(dataset, "lengths", None)
         if self.args.train_sampling_strategy == "group_by_length" and lengths is not None:
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthGroupedSampler(batch, lengths=lengths)
+            batch = self.args.train_batch_size * num_processes() * self.args.gradient_accumulation_steps
+            # Right at an epoch's begin, also after a checkpoint in its middle.
+            return _RecordsByLength(lengths, batch, self.args.seed, lambda: int((self.state.epoch or 0.0) + 1e-6))
         return super()._get_train_sampler(train_dataset)
+
+    # ---------------------------------------------------------------- evaluation
 
     @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         dataset: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        model: DiffLMModel = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        batches = [self._prepare_inputs(batch) for batch in self.get_eval_dataloader(dataset)]
-        posteriors = [
-            model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values")) for batch in batches
-        ]
-        means = torch.cat([posterior.mean for posterior in posteriors])
-        sizes = [len(posterior.mean) for posterior in posteriors]
-        figures = {
-            f"{metric_key_prefix}_{name}": torch.cat(
-                [
-                    model.reconstruction(latents, batch["labels"])
-                    for latents, batch in zip(rows.split(sizes), batches, strict=True)
-                ]
-            )
-            .mean()
-            .item()
-            # Rolled by half the set: records of similar length, hence neighbours, do not trade places.
-            for name, rows in (
-                ("reconstruction", means),
-                ("reconstruction_shuffled", means.roll(len(means) // 2 or 1, dims=0)),
-            )
+        model = self.autoencoder
+        was_training = self.elbo.training
+        self.elbo.eval()
+        size = self.args.eval_batch_size
+        loader = DataLoader(dataset, batch_size=size, collate_fn=self.data_collator)
+        # Of the batches, every process takes its own; all get the figures of all.
+        rows = [slice(start, start + size) for start in range(0, len(dataset), size)]
+        batches = {
+            number: self._prepare_inputs(batch)
+            for number, batch in enumerate(loader)
+            if number % num_processes() == process_index()
         }
+        means = torch.zeros(len(dataset), model.config.latent_size, device=self.args.device)
+        kl = torch.zeros(len(dataset), device=self.args.device)
+        for number, batch in batches.items():
+            posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
+            means[rows[number]], kl[rows[number]] = posterior.mean, posterior.kl()
+        means = summed(means)
+        # Rolled by half the set: records of similar length, hence neighbours, do not trade places.
+        shuffled = means.roll(len(means) // 2 or 1, dims=0)
+        losses = {"reconstruction": torch.zeros_like(kl), "reconstruction_shuffled": torch.zeros_like(kl)}
         if model.record_draft is not None:
-            drafts = [
-                model.draft_loss(latents, batch["labels"])
-                for latents, batch in zip(means.split(sizes), batches, strict=True)
-            ]
-            figures[f"{metric_key_prefix}_reconstruction_draft"] = torch.cat(drafts).mean().item()
-        figures[f"{metric_key_prefix}_kl"] = torch.cat([posterior.kl() for posterior in posteriors]).mean().item()
+            losses["reconstruction_draft"] = torch.zeros_like(kl)
+        for number, batch in batches.items():
+            own, labels = rows[number], batch["labels"]
+            losses["reconstruction"][own] = model.reconstruction(means[own], labels)
+            losses["reconstruction_shuffled"][own] = model.reconstruction(shuffled[own], labels)
+            if model.record_draft is not None:
+                losses["reconstruction_draft"][own] = draft_loss(model, means[own], labels)
+        losses["kl"] = kl
+        figures = {f"{metric_key_prefix}_{name}": summed(found).mean().item() for name, found in losses.items()}
         figures[f"{metric_key_prefix}_loss"] = figures[f"{metric_key_prefix}_reconstruction"]
-        model.train(was_training)
+        self.elbo.train(was_training)
         self.log(dict(figures))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        loss = f"{metric_key_prefix}_loss"
-        if was_training and (self._best_figures is None or figures[loss] < self._best_figures[loss]):
+        if was_training and self._best.offer(figures[f"{metric_key_prefix}_loss"], self._trained(), device="cpu"):
             self._best_figures = figures
-            self._best_weights = {
-                name: parameter.detach().to("cpu", copy=True)
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            }
         return figures
 
-    @torch.no_grad()
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in self.elbo.named_parameters() if value.requires_grad}
+
     def keep_best(self) -> dict[str, float]:
         """Evaluate, and go back to the weights of the best evaluation of this training where these are worse.
 
@@ -262,97 +307,48 @@ class AutoencoderTrainer(Trainer):
         dict of str to float
             The figures of [`~AutoencoderTrainer.evaluate`] for the weights kept.
         """
-        figures, best = self.evaluate(), self._best_figures
-        if best is None or figures["eval_reconstruction"] <= best["eval_reconstruction"]:
+        figures = self.evaluate()
+        if figures["eval_reconstruction"] <= self._best.loss:
             return figures
-        model: DiffLMModel = self.accelerator.unwrap_model(self.model)
-        for name, parameter in model.named_parameters():
-            if name in self._best_weights:
-                parameter.copy_(self._best_weights[name])
-        return best
+        self._best.copy_to(self._trained())
+        return self._best_figures
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or cast(str, self.args.output_dir))
+        self.autoencoder.save_pretrained(folder)
+        if self.elbo.column_decoder is not None:
+            with atomic_file(folder / COLUMN_DECODER_FILE) as temporary:
+                save_file(self.elbo.column_decoder.state_dict(), temporary)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{folder} is no checkpoint of the autoencoder's training: it has no {WEIGHTS_FILE}.")
+        # Not strict: the decoder is not among them.
+        self.autoencoder.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+        if self.elbo.column_decoder is not None:
+            self.elbo.column_decoder.load_state_dict(load_file(folder / COLUMN_DECODER_FILE))
 
 
-def _columns_and_labels(dataset: Any) -> tuple[Tensor, list[list[int]]]:
-    examples = [dataset[row] for row in range(min(len(dataset), MAX_WARMUP_EVALUATION_RECORDS))]
+class _RecordsByLength(Sampler[int]):
+    """Records of like length together, in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: Any) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Any:
+        generator = seeded_generator(self.seed, "order", self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+def _columns_and_labels(dataset: Any, most: int) -> tuple[Tensor, list[list[int]]]:
+    examples = [dataset[row] for row in range(min(len(dataset), most))]
     values = torch.tensor([example["feature_values"] for example in examples])
     return values, [example["labels"] for example in examples]
-
-
-class TimeBudget(TrainerCallback):
-    """Ends training when a wall-clock budget is used up. Evaluations and checkpoints count."""
-
-    def __init__(self, max_minutes: float | None) -> None:
-        self.max_seconds = None if max_minutes is None else 60 * max_minutes
-        self.used_before = 0.0
-        self.started = time.monotonic()
-
-    def share_used(self) -> float:
-        return 0.0 if self.max_seconds is None else min(1.0, (time.monotonic() - self.started) / self.max_seconds)
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.monotonic() - self.used_before
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.share_used() >= 1.0:
-            control.should_training_stop = True
-
-
-class TimedCheckpoints(TrainerCallback):
-    """Writes a checkpoint when none was written for so long: where steps are slow, few of them are many minutes."""
-
-    def __init__(self, minutes: float) -> None:
-        self.seconds = 60 * minutes
-        self.last = time.monotonic()
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.last = time.monotonic()
-
-    on_save = on_train_begin
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if time.monotonic() - self.last >= self.seconds:
-            control.should_save = True
-
-
-class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
-    """Early stopping. Where beta falls at plateaus, its patience starts to count once beta cannot fall any more."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self.best: float | None = None
-        self.evaluations_without_improvement = 0
-
-    def on_evaluate(
-        self,
-        args: Any,  # AutoencoderTrainingArguments
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        loss = (metrics or {}).get("eval_reconstruction")
-        if loss is None:
-            return
-        at_floor = args.beta_schedule != "decreasing" or _current_beta(state) <= args.beta_minimum * (1 + 1e-6)
-        if self.best is None or loss < self.best:
-            self.best, self.evaluations_without_improvement = loss, 0
-        elif at_floor:
-            self.evaluations_without_improvement += 1
-            control.should_training_stop = self.evaluations_without_improvement >= self.patience
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "args": {"patience": self.patience},
-            "attributes": {
-                "best": self.best,
-                "evaluations_without_improvement": self.evaluations_without_improvement,
-            },
-        }
-
-
-def _current_beta(state: TrainerState) -> float:
-    return next((entry["beta"] for entry in reversed(state.log_history) if "beta" in entry), float("inf"))

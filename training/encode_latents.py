@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior, multiplies_bf16
+from difflm.training.processes import num_processes, process_index, summed
 from difflm.training.record_dataset import RecordCollator, RecordDataset
 
 
@@ -53,7 +55,7 @@ def encode_latents(
     encoder_pad_token_id: int = 0,
     show_progress: bool = True,
 ) -> Posterior:
-    """Posterior of every record, in the dataset's order, on the CPU.
+    """Posterior of every record, in the dataset's order, on the CPU. Several processes share the work.
 
     Returns
     -------
@@ -62,13 +64,17 @@ def encode_latents(
     """
     # Records of like length together, so that little of a batch is padding.
     order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
-    loader = DataLoader(dataset, batch_size=batch_size, sampler=order, collate_fn=RecordCollator(encoder_pad_token_id))
-    means, log_variances = [], []
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = batches[process_index() :: num_processes()]
+    loader = DataLoader(dataset, batch_sampler=mine, collate_fn=RecordCollator(encoder_pad_token_id))
+    bar: dict[str, Any] = {"desc": "Encoding records", "unit": "batch", "disable": not show_progress}
+    # A process fills in the rows of its batches; the sum has all, the same numbers as one process's.
+    latents = torch.zeros(2, len(dataset), model.config.latent_size)
     with _encoding(model):
-        for batch in tqdm(loader, desc="Encoding records", unit="batch", disable=not show_progress):
+        for batch, rows in tqdm(zip(loader, mine, strict=True), total=len(mine), **bar):
             batch = {name: values.to(model.device) for name, values in batch.items()}
             posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
-            means.append(posterior.mean.float().cpu())
-            log_variances.append(posterior.log_variance.float().cpu())
-    back = torch.tensor(order).argsort()
-    return Posterior(torch.cat(means)[back], torch.cat(log_variances)[back])
+            latents[0, rows] = posterior.mean.float().cpu()
+            latents[1, rows] = posterior.log_variance.float().cpu()
+    mean, log_variance = summed(latents)
+    return Posterior(mean, log_variance)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from difflm.pipelines.conditions import ConditionEncoder
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
 from difflm.pipelines.training_digests import record_digest
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
+from difflm.training.autoencoder_losses import trains_columns
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.denoiser_config import DenoiserTrainingArguments
@@ -36,11 +38,11 @@ from difflm.training.fingerprint import describe
 from difflm.training.fit_folder import FitFolder
 from difflm.training.fitted_autoencoder import FittedAutoencoder
 from difflm.training.hardware import hardware, peak_memory_mib
-from difflm.training.latent_warmup import trains_columns
 from difflm.training.latents import LatentDataset
 from difflm.training.policy import Policy
 from difflm.training.preparation import Prepared, prepare, resolve_settings
 from difflm.training.presets import Preset
+from difflm.training.processes import from_main, is_main_process, num_processes
 from difflm.training.progress import FitProgress, no_file_bars
 from difflm.training.record_dataset import RecordDataset
 
@@ -161,6 +163,7 @@ def fit(
         device=device,
     )
     model_kwargs = decoder_options(choose_device(device), dtype) | (model_kwargs or {})
+    show_progress = show_progress and is_main_process()
     folder = FitFolder(output_dir)
     begins = folder.check(resume=resume, overwrite=overwrite)
     if begins == "done":
@@ -277,16 +280,15 @@ def train_autoencoder(
         "use_cpu": model.device.type == "cpu" and choose_device().type != "cpu",
     }
     args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
-    trainer = AutoencoderTrainer(
-        model, args, train, _first_records(held_out, policy.max_evaluation_records), pad_token_id
-    )
+    evaluation = _first_records(held_out, policy.max_evaluation_records)
+    trainer = AutoencoderTrainer(model, args, train, evaluation, pad_token_id, policy)
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(FitProgress(trainer.budget))
     started = time.monotonic()
     with no_file_bars():
         trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    seconds = time.monotonic() - started
+    (seconds,) = from_main(time.monotonic() - started)
     final = trainer.keep_best()
     records_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
@@ -314,7 +316,8 @@ def autoencoder_options(model: DiffLMModel, settings: Preset, rows: int) -> dict
     interval = max(policy.min_evaluation_interval, min(policy.max_evaluation_interval, steps_per_epoch))
     options: dict[str, Any] = {
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": batch_size,
+        # All processes' together, whatever their number; more than asked for where it cannot be shared out.
+        "per_device_train_batch_size": math.ceil(batch_size / num_processes()),
         "beta_schedule": settings.beta_schedule,
         "learning_rate": settings.learning_rate,
         "encoder_learning_rate": settings.encoder_learning_rate,
@@ -335,6 +338,7 @@ def _autoencoder_minutes(
     policy, minutes = settings.policy, cast(float, settings.max_minutes)
     encoding = sum(estimated_seconds(model, part, encoder_pad_token_id=pad_token_id) for part in datasets) / 60
     most = policy.autoencoder_share if model.record_draft is None else policy.autoencoder_share_with_draft
+    (encoding,) = from_main(encoding)
     share = min(most, 1 - policy.denoiser_share - encoding / minutes)
     return max(policy.min_autoencoder_share, share) * minutes
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,26 +11,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from difflm.modeling_difflm import DiffLMModel
+from difflm.training.autoencoder_losses import AutoencoderObjective
+from difflm.training.keep_best import KeepBest
+from difflm.training.policy import Policy
+from difflm.training.time_budget import TimeBudget
 
 
-BATCH_SIZE = 256
-LEARNING_RATE = 2e-3
-# Latents that carry half the nats of those of 0.01 for the same draft (MAGIC): smoother ones, for the denoiser.
-BETA = 0.1
-MAX_EPOCHS = 400
-EVALUATION_STEPS = 50
 # The parts that it trains.
 WARMED_UP = ("column_features", "column_decoder", "posterior_mean", "posterior_log_variance", "record_draft")
 
 
-def trains_columns(model: DiffLMModel) -> bool:
-    """Whether a loss of the columns' values is part of the model's."""
-    return bool(model.config.num_feature_columns and model.config.column_loss_weight)
-
-
 def warm_up_latents(
-    model: DiffLMModel,
+    objective: AutoencoderObjective,
     feature_values: Tensor,
     labels: Callable[[int], list[int]] | None = None,
     held_out: tuple[Tensor, Sequence[list[int]]] | None = None,
@@ -38,18 +30,18 @@ def warm_up_latents(
     steps: int = 1500,
     max_seconds: float | None = None,
     seed: int = 0,
+    policy: Policy | None = None,
     show_progress: bool = True,
 ) -> int:
     """Train features, posterior, [`ColumnDecoder`] and [`RecordDraft`] as a small VAE of the records' columns.
 
-    Without the draft, measured on 18 columns (online shoppers), one core of an AVX2 processor: 0.05 s a step, of 256
-    records, against 5 s for 8 records through the LLM. After a minute the columns are told from their latents, and the
-    LLM begins to read these within a few hundred records; without, 3,000 had taught it to read next to nothing.
+    Its steps cost a hundredth of those through the LLM, which then begins to read the latents within a few hundred
+    records.
 
     Parameters
     ----------
-    model : DiffLMModel
-        With feature columns, whose quantiles are fitted.
+    objective : AutoencoderObjective
+        Of a model with feature columns, whose quantiles are fitted.
     feature_values : Tensor
         ``[rows, columns]``, see [`~DiffLMModel.encode`].
     labels : callable, optional
@@ -57,9 +49,11 @@ def warm_up_latents(
     held_out : (Tensor, sequence of list of int), optional
         Values and tokens of other rows: the weights that are best for them are kept.
     steps : int, default 1500
-        At most; a table is passed over 400 times at most.
+        At most; the policy limits the passes over a table, too.
     max_seconds : float, optional
     seed : int, default 0
+    policy : Policy, optional
+        Its ``warm_up_...`` fields.
     show_progress : bool, default True
 
     Returns
@@ -67,60 +61,71 @@ def warm_up_latents(
     int
         The steps made.
     """
-    parts = [getattr(model, name) for name in WARMED_UP]
-    parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
-    batch_size = min(BATCH_SIZE, len(feature_values))
-    steps = min(steps, MAX_EPOCHS * math.ceil(len(feature_values) / batch_size))
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    policy = policy or Policy()
+    model = objective.autoencoder
+    parameters = {
+        name: parameter
+        for name, parameter in objective.named_parameters()
+        if name.removeprefix("autoencoder.").split(".")[0] in WARMED_UP
+    }
+    batch_size = min(policy.warm_up_batch_size, len(feature_values))
+    steps = min(steps, policy.warm_up_max_epochs * math.ceil(len(feature_values) / batch_size))
+    peak = policy.warm_up_learning_rate
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=peak, weight_decay=0.0)
     # Of its own, so that a resumed fit, which has no warm-up, draws what an uninterrupted one draws.
     generator = torch.Generator(model.device).manual_seed(seed)
-    started, made = time.monotonic(), 0
-    best, best_weights = math.inf, None
-    was_training = model.training
-    model.train()
+    budget, best, made = TimeBudget(max_seconds), KeepBest(), 0
+    judge = None
+    if held_out is not None:
+        judge = functools.partial(_held_out_loss, objective, *held_out, beta=policy.warm_up_beta)
+    was_training = objective.training
+    objective.train()
     bar = tqdm(total=steps, desc="Warming up the latents", unit="step", disable=not show_progress)
     with bar, torch.random.fork_rng():
         torch.manual_seed(seed)  # of the draft's dropout
         while made < steps:
-            passed = 0.0 if max_seconds is None else (time.monotonic() - started) / max(max_seconds, 1e-9)
+            passed = budget.share
             if passed >= 1:
                 break
             share = max(made / steps, passed)
+            ramp = min(1.0, (made + 1) / policy.warm_up_ramp_steps)
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1.0, (made + 1) / 50) * 0.5 * (1 + math.cos(math.pi * share))
+                group["lr"] = peak * ramp * 0.5 * (1 + math.cos(math.pi * share))
             rows = torch.randint(len(feature_values), (batch_size,), generator=generator, device=model.device)
             values = feature_values[rows.to(feature_values.device)].to(model.device)
             tokens = None if labels is None else _padded(list(map(labels, rows.tolist())), model.device)
             posterior = model.encode_features(values)
-            loss = (model.column_loss(posterior.sample(generator), values, tokens) + BETA * posterior.kl()).mean()
+            loss = objective.column_loss(posterior.sample(generator), values, tokens)
+            loss = (loss + policy.warm_up_beta * posterior.kl()).mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+            torch.nn.utils.clip_grad_norm_(list(parameters.values()), policy.warm_up_max_grad_norm)
             optimizer.step()
             made += 1
             bar.update()
-            if made % EVALUATION_STEPS == 0:
+            if made % policy.warm_up_evaluation_interval == 0:
                 bar.set_postfix(loss=f"{loss.item():.1f}")
-                if held_out is not None and (found := _held_out_loss(model, *held_out)) < best:
-                    best, best_weights = found, [parameter.detach().clone() for parameter in parameters]
-        if best_weights is not None and held_out is not None and _held_out_loss(model, *held_out) > best:
-            with torch.no_grad():
-                for parameter, weight in zip(parameters, best_weights, strict=True):
-                    parameter.copy_(weight)
-    model.zero_grad()
-    model.train(was_training)
+                if judge is not None:
+                    best.offer(judge(), parameters)
+        if judge is not None and judge() > best.loss:
+            best.copy_to(parameters)
+    objective.zero_grad()
+    objective.train(was_training)
     return made
 
 
 @torch.no_grad()
-def _held_out_loss(model: DiffLMModel, values: Tensor, labels: Sequence[list[int]]) -> float:
-    model.eval()
+def _held_out_loss(
+    objective: AutoencoderObjective, values: Tensor, labels: Sequence[list[int]], *, beta: float
+) -> float:
+    model = objective.autoencoder
+    objective.eval()
     values, tokens = values.to(model.device), None
     if model.record_draft is not None:
         tokens = _padded(labels, model.device)
     posterior = model.encode_features(values)
-    loss = (model.column_loss(posterior.mean, values, tokens) + BETA * posterior.kl()).mean().item()
-    model.train()
+    loss = (objective.column_loss(posterior.mean, values, tokens) + beta * posterior.kl()).mean().item()
+    objective.train()
     return loss
 
 

@@ -1,6 +1,5 @@
 """Noisy latents for the denoiser's training: rows, noise levels, noise and label dropout, all from seeds."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -9,12 +8,7 @@ import torch
 from difflm.modeling_denoiser import DiffLMDenoiser
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.latents import LatentDataset
-
-
-def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """Return a CPU generator that depends on its arguments only: resuming needs no stored generator state."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+from difflm.training.seeds import seeded_generator
 
 
 @dataclass

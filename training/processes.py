@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+import torch
+import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import broadcast, reduce
 
 
 def _state() -> PartialState | None:
@@ -17,7 +20,39 @@ def is_main_process() -> bool:
     return state is None or state.is_main_process
 
 
+def process_index() -> int:
+    """Number of this process, from 0."""
+    state = _state()
+    return 0 if state is None else state.process_index
+
+
+def num_processes() -> int:
+    """Processes that fit together."""
+    state = _state()
+    return 1 if state is None else state.num_processes
+
+
 def wait_for_everyone() -> None:
     """Go on when every process has come so far."""
     if (state := _state()) is not None:
         state.wait_for_everyone()
+
+
+def from_main(*values: float) -> tuple[float, ...]:
+    """The main process's values, in all processes: what a clock decides is decided once."""
+    if (state := _state()) is None:
+        return values
+    # MPS has no float64, and gloo no device but the CPU.
+    shared = torch.tensor(values, dtype=torch.float64, device=_device(state))
+    return tuple(broadcast(shared).tolist())
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of all processes' tensors, in all processes alike."""
+    if (state := _state()) is None:
+        return tensor
+    return reduce(tensor.to(_device(state)), reduction="sum").to(tensor.device)
+
+
+def _device(state: PartialState) -> torch.device:
+    return state.device if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -35,7 +35,6 @@ from difflm.modeling_difflm import (
     multiplies_bf16,
     resolve_source,
 )
-from difflm.training.candidate_tokens import draw_candidates
 
 
 INJECTIONS = ("kv_memory", "soft_prompt", "embedding")
@@ -196,41 +195,10 @@ def test_a_draft_without_column_embeddings_counts_columns_too(encoder):
     assert model.inject(torch.randn(2, 8)).separator_ids.tolist() == DRAFT["separator_token_ids"]
     speak(model)
     bias = model.inject(torch.randn(2, 8)).hidden_bias(
-        *locate(torch.tensor([[1, 3, 5, 3]] * 2), model._separators)[:2]
+        *locate(torch.tensor([[1, 3, 5, 3]] * 2), model.separator_ids)[:2]
     )
     # Two places of the first column, and behind the separator the one of the second.
     assert bias.any(-1).tolist() == [[True, True, True, False]] * 2
-
-
-def test_a_model_without_a_draft_has_no_loss_of_it(encoder):
-    model = build(encoder, DECODERS["mistral_grouped"](), **COLUMNS)
-    with pytest.raises(ValueError, match="no draft"):
-        model.draft_loss(torch.randn(1, 8), torch.tensor([[3, 2]]))
-
-
-@pytest.mark.parametrize("head", [None, torch.ones(60, 32, dtype=torch.int8)])
-def test_a_draft_needs_a_head_of_plain_numbers(encoder, head):
-    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT)
-    draft = model.record_draft(torch.randn(2, 8))
-    with pytest.raises(ValueError, match="draft_places"):
-        model.record_draft.loss(draft, torch.zeros(2, 1).long(), torch.full((2, 1), 3), head)
-
-
-def test_the_drafts_loss_is_of_the_tokens_at_its_places(encoder):
-    torch.manual_seed(0)
-    model = build(encoder, DECODERS["mistral_grouped"](), **DRAFT).eval()
-    speak(model)
-    latents, labels = torch.randn(2, 8), torch.tensor([[3, 4, 5, 7, 8, 2], [20, 5, 5, 3, -100, -100]])
-    loss = model.column_loss(latents, torch.zeros(2, 0), labels)
-    assert torch.equal(model.draft_loss(latents, labels), loss)  # there are no other columns to tell
-    assert model.record_draft.token_ids.tolist() == [2, 3, 4, 5, 8, 20]  # with the end of the record
-    head = model.decoder.get_output_embeddings().weight[[2, 3, 4, 5, 8, 20]]
-    hidden = model.record_draft.to_hidden(model.record_draft(latents))
-    nats = -torch.nn.functional.pad(hidden @ head.T, (0, 1)).log_softmax(-1)
-    # (place, token's number); all that are no tokens of the draft, here 7, are one more.
-    known = [[(0, 1), (1, 2), (2, 6), (3, 0)], [(0, 5), (2, 3), (3, 3)]]
-    expected = [sum(nats[row, place, token] for place, token in found) for row, found in enumerate(known)]
-    torch.testing.assert_close(loss, torch.stack(expected))
 
 
 @pytest.mark.parametrize("missing", ["draft_token_ids", "separator_token_ids"])
@@ -340,13 +308,6 @@ class TestColumnFeatures:
         posterior = model.encode(inputs["input_ids"], inputs["attention_mask"], values)
         changed = model.encode(inputs["input_ids"], inputs["attention_mask"], values.flip(1))
         assert (posterior.mean - changed.mean).abs().amax(dim=1).min() > 1e-3
-        loss = model(**inputs, feature_values=values)
-        column_loss = model.column_loss(posterior.mean, values)
-        difference = model.column_decoder.latent_to_waves(posterior.mean) - model.column_features.waves(values)
-        torch.testing.assert_close(column_loss, 0.5 * difference.square().sum(dim=1))
-        torch.testing.assert_close(loss.loss, loss.reconstruction_loss + column_loss.mean())
-        model.config.column_loss_weight = 0.0
-        assert model(**inputs, feature_values=values).loss == loss.reconstruction_loss
         model.save_pretrained(tmp_path)
         loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
         expected, found = (one(**inputs, feature_values=values).record_losses for one in (model, loaded))
@@ -387,25 +348,9 @@ def test_right_padding_does_not_change_a_records_loss(encoder):
     torch.testing.assert_close(model.reconstruction(latents, labels)[:1], alone)
 
 
-class TestCandidateTokens:
-    @pytest.mark.parametrize("family", DECODERS)
-    def test_losses_and_gradients_come_near_the_exact_ones(self, encoder, family):
-        torch.manual_seed(0)
-        model = build(encoder, DECODERS[family]()).eval()
-        head, labels = model.decoder.get_output_embeddings(), batch()["labels"]
-        latents = torch.randn(4, 8, requires_grad=True)
-        candidates = draw_candidates(labels[labels >= 0].unique(), 60, 4000)
-        exact, estimated = model.reconstruction(latents, labels), model.reconstruction(latents, labels, candidates)
-        torch.testing.assert_close(estimated, exact, rtol=0.01, atol=0.0)
-        gradients = [torch.autograd.grad(losses.sum(), latents)[0] for losses in (exact, estimated)]
-        assert torch.nn.functional.cosine_similarity(*[one.flatten() for one in gradients], dim=0) > 0.98
-        assert model.decoder.get_output_embeddings() is head
-
-
 def test_kl_of_known_gaussians():
     posterior = Posterior(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     assert posterior.kl().item() == pytest.approx(2.0)  # only the mean of 2 costs: 2^2 / 2
-    assert posterior.kl(free_bits=0.5).item() == pytest.approx(2.5)
 
 
 def test_reparameterised_samples_have_the_posteriors_moments():
@@ -428,18 +373,6 @@ def test_the_encoder_can_be_frozen_or_adapted(encoder, tmp_path, training):
     model.save_pretrained(tmp_path)
     loaded = DiffLMModel.from_pretrained(tmp_path, decoder=decoder).eval()
     torch.testing.assert_close(loaded(**batch()).loss, model.eval()(**batch()).loss)
-
-
-def test_prefix_starts_from_a_text(encoder, decoder_tokenizer):
-    torch.manual_seed(0)
-    decoder = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 258}))
-    model = build(encoder, decoder, injection="soft_prompt", num_prefix_tokens=5)
-    model.set_prefix_text(decoder_tokenizer, "abc")
-    ids = decoder_tokenizer("abcab", add_special_tokens=False)["input_ids"]
-    assert torch.equal(model.injector.prefix, decoder.get_input_embeddings().weight[ids])
-    assert model.inject(torch.randn(2, 8)).length == 8
-    with pytest.raises(ValueError, match="soft_prompt"):
-        build(encoder, decoder).set_prefix_text(decoder_tokenizer, "abc")
 
 
 class TestErrors:

@@ -13,11 +13,14 @@ from difflm.modeling_difflm import DiffLMModel, locate
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training import autoencoder_trainer
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
-from difflm.training.autoencoder_trainer import AutoencoderTrainer, EarlyStoppingAtFloor, TimeBudget, TimedCheckpoints
+from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
 from difflm.training.encode_latents import encode_latents, estimated_seconds
 from difflm.training.latent_warmup import WARMED_UP
+from difflm.training.policy import Policy
 from difflm.training.record_dataset import RecordDataset
+from difflm.training.time_budget import TimeBudget
+from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpoints
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def build(model_folders, **kwargs) -> DiffLMModel:
     )
 
 
-def trainer(model_folders, dataset, folder, **kwargs) -> AutoencoderTrainer:
+def trainer(model_folders, dataset, folder, *, model=None, **kwargs) -> AutoencoderTrainer:
     settings = {
         "output_dir": str(folder),
         "max_steps": 8,
@@ -54,7 +57,7 @@ def trainer(model_folders, dataset, folder, **kwargs) -> AutoencoderTrainer:
         "seed": 0,
     }
     args = AutoencoderTrainingArguments(**settings | kwargs)
-    return AutoencoderTrainer(build(model_folders), args, dataset, dataset)
+    return AutoencoderTrainer(model or build(model_folders), args, dataset, dataset)
 
 
 def test_resuming_takes_the_same_steps(model_folders, dataset, tmp_path):
@@ -63,7 +66,7 @@ def test_resuming_takes_the_same_steps(model_folders, dataset, tmp_path):
     trainer(model_folders, dataset, tmp_path / "parts").train()
     resumed = trainer(model_folders, dataset, tmp_path / "parts")
     with torch.no_grad():
-        resumed.model.posterior_mean.weight.add_(1.0)  # must come from the checkpoint instead
+        resumed.autoencoder.posterior_mean.weight.add_(1.0)  # must come from the checkpoint instead
     resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
     for (name, value), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(value, other), name
@@ -93,7 +96,7 @@ def test_training_lowers_the_loss_and_moves_beta_on_plateaus(model_folders, data
 def test_evaluation_figures(model_folders, dataset, tmp_path):
     training = trainer(model_folders, dataset, tmp_path)
     figures = training.evaluate()
-    model = training.model.eval()
+    model = training.autoencoder.eval()
     posterior = encode_latents(model, dataset, show_progress=False)
     labels = [torch.tensor([dataset[row]["labels"]]) for row in range(len(dataset))]
     with torch.no_grad():
@@ -110,18 +113,18 @@ def test_an_evaluation_says_what_the_draft_alone_costs(model_folders, dataset, t
     training = trainer(model_folders, dataset, tmp_path)
     assert "eval_reconstruction_draft" not in training.evaluate()
     options = {"draft_places": [2] * 4, "draft_token_ids": [5, 9], "separator_token_ids": [7]}
-    training.model = build(model_folders, **options)
+    training = trainer(model_folders, dataset, tmp_path, model=build(model_folders, **options))
     # Untrained, it guesses one of its tokens, the end of the record or another, at each of its places.
     figures, places = training.evaluate(), 0
     for row in range(len(dataset)):
         fed = torch.tensor([[0, *dataset[row]["labels"][:-1]]])
         columns, since, _ = locate(fed, torch.tensor([7]))
-        places += int((training.model.record_draft.places(columns, since) >= 0).sum())
+        places += int((training.autoencoder.record_draft.places(columns, since) >= 0).sum())
     assert figures["eval_reconstruction_draft"] == pytest.approx(places / len(dataset) * math.log(4), rel=1e-5)
 
 
 def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):
-    model = trainer(model_folders, dataset, tmp_path).model.eval()
+    model = trainer(model_folders, dataset, tmp_path).autoencoder.eval()
     assert dataset.lengths != sorted(dataset.lengths)
     posterior = encode_latents(model, dataset, batch_size=7, show_progress=False)
     with torch.no_grad():
@@ -133,7 +136,7 @@ def test_latents_come_in_the_datasets_order(model_folders, dataset, tmp_path):
 
 
 def test_encoding_is_timed_as_it_is_done(model_folders, dataset, tmp_path, monkeypatch):
-    model = trainer(model_folders, dataset, tmp_path).model.train()
+    model = trainer(model_folders, dataset, tmp_path).autoencoder.train()
     encode, found = model.encode, []
 
     def noted(*args, **kwargs):
@@ -154,17 +157,22 @@ def test_encoder_and_new_parts_have_their_own_learning_rates(model_folders, data
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     trainable = {name: p for name, p in training.model.named_parameters() if p.requires_grad}
     assert len(rates) == len(trainable)
-    assert {rates[id(p)] for name, p in trainable.items() if name.startswith("encoder.")} == {1e-4}
-    assert {rates[id(p)] for name, p in trainable.items() if not name.startswith("encoder.")} == {1e-2}
+    assert {rates[id(p)] for name, p in trainable.items() if name.startswith("autoencoder.encoder.")} == {1e-4}
+    assert {rates[id(p)] for name, p in trainable.items() if not name.startswith("autoencoder.encoder.")} == {1e-2}
 
 
 @pytest.mark.parametrize("steps", [5, 0])
 def test_what_was_warmed_up_is_trained_on_gently(model_folders, dataset, tmp_path, steps):
-    training = trainer(model_folders, dataset, tmp_path, encoder_learning_rate=1e-4, latent_warmup_steps=steps)
-    training.model = build(model_folders, num_feature_columns=4, feature_size=8)
+    model = build(model_folders, num_feature_columns=4, feature_size=8)
+    options = {"encoder_learning_rate": 1e-4, "latent_warmup_steps": steps}
+    training = trainer(model_folders, dataset, tmp_path, model=model, **options)
     groups = training.create_optimizer().param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-    found = {(name.split(".")[0], rates[id(p)]) for name, p in training.model.named_parameters() if p.requires_grad}
+    found = {
+        (name.removeprefix("autoencoder.").split(".")[0], rates[id(p)])
+        for name, p in training.elbo.named_parameters()
+        if p.requires_grad
+    }
     gently = 1e-4 if steps else 1e-3
     assert {pair for pair in found if pair[0] in WARMED_UP} == {
         ("column_features", gently),
@@ -204,15 +212,15 @@ def test_minutes_count_from_the_last_checkpoint():
 def test_latents_are_warmed_up_once_and_within_the_time(model_folders, dataset, tmp_path, monkeypatch):
     calls, clock = [], [1000.0]
 
-    def warm_up(model, values, labels, held_out, **options):
+    def warm_up(objective, values, labels, held_out, **options):
+        assert objective.autoencoder.column_features is not None
         assert held_out[1] == [dataset.token_ids(record) for record in dataset.records]
         assert torch.equal(held_out[0].nan_to_num(), dataset.feature_values().nan_to_num())
         calls.append((values, labels, options))
         clock[0] += 30
 
     monkeypatch.setattr(autoencoder_trainer, "warm_up_latents", warm_up)
-    monkeypatch.setattr(autoencoder_trainer.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(Trainer, "train", lambda self, resume=None: self.budget.on_train_begin())
+    monkeypatch.setattr(Trainer, "train", lambda self, resume=None: self.time_limit.on_train_begin())
     shares = []
     draft = {
         "num_embedded_columns": 4,
@@ -221,21 +229,24 @@ def test_latents_are_warmed_up_once_and_within_the_time(model_folders, dataset, 
         "draft_token_ids": [5, 9],
     }
     for resumed, columns, more in ((None, 4, {}), ("a checkpoint", 4, {}), (None, 0, {}), (None, 4, draft)):
-        training = trainer(model_folders, dataset, tmp_path, max_minutes=10.0, latent_warmup_steps=7, seed=3)
-        training.model = build(model_folders, num_feature_columns=columns, feature_size=8, **more)
+        model = build(model_folders, num_feature_columns=columns, feature_size=8, **more)
+        options = {"max_minutes": 10.0, "latent_warmup_steps": 7, "seed": 3}
+        training = trainer(model_folders, dataset, tmp_path, model=model, **options)
+        training.budget._clock = lambda: clock[0]
         training.train(resumed)
-        shares.append(training.budget.share_used())
+        shares.append(training.time_limit.share_used)
     assert shares == pytest.approx([0.05, 0.0, 0.0, 0.05])
     assert [labels is None for _, labels, _ in calls] == [True, False]
     assert calls[1][1](3) == dataset.token_ids(dataset.records[3])
     for values, _, options in calls:
         assert torch.equal(values.isnan(), dataset.feature_values().isnan())
+        assert options.pop("policy") == Policy()
         assert options == {"steps": 7, "max_seconds": 48.0, "seed": 3, "show_progress": False}
 
 
 def test_a_time_budget_ends_training(model_folders, dataset, tmp_path, monkeypatch):
     training = trainer(model_folders, dataset, tmp_path, max_steps=1000, max_minutes=1.0, save_strategy="no")
-    monkeypatch.setattr(TimeBudget, "share_used", lambda self: training.state.global_step / 3)
+    monkeypatch.setattr(TimeBudget, "share", property(lambda self: (training.state.global_step + 1) / 3))
     training.train()
     assert training.state.global_step == 3
 
@@ -322,21 +333,19 @@ def test_the_best_weights_are_kept(model_folders, dataset, tmp_path, monkeypatch
     seen = {}
 
     def reconstruction(latents, labels):
-        seen[training.state.global_step] = training.model.posterior_mean.weight.detach().clone()
+        seen[training.state.global_step] = training.autoencoder.posterior_mean.weight.detach().clone()
         return torch.full((len(labels),), figures[training.state.global_step])
 
-    original = training.model.reconstruction
+    original = training.autoencoder.reconstruction
     monkeypatch.setattr(
-        training.model,
+        training.autoencoder,
         "reconstruction",
-        lambda latents, labels, candidates=None: (
-            original(latents, labels, candidates) if training.model.training else reconstruction(latents, labels)
-        ),
+        lambda *args: original(*args) if training.autoencoder.training else reconstruction(*args),
     )
     training.train()
     assert training.keep_best()["eval_reconstruction"] == 5.0
     assert sorted(seen) == [2, 4, 6, 8] and not torch.equal(seen[4], seen[8])
-    assert torch.equal(training.model.posterior_mean.weight, seen[4])
+    assert torch.equal(training.autoencoder.posterior_mean.weight, seen[4])
 
 
 def test_geometric_beta_follows_the_steps(model_folders, dataset, tmp_path):

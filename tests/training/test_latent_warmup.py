@@ -7,15 +7,20 @@ import math
 import pytest
 import torch
 
-from difflm.modeling_difflm import DiffLMModel
 from difflm.training import latent_warmup
+from difflm.training.autoencoder_losses import AutoencoderObjective
 from difflm.training.latent_warmup import warm_up_latents
 from tests.conftest import build_tiny_model
 
 
 @pytest.fixture
-def model(model_folders) -> DiffLMModel:
-    return build_tiny_model(model_folders, num_feature_columns=2, feature_size=64)
+def objective(model_folders) -> AutoencoderObjective:
+    return AutoencoderObjective(build_tiny_model(model_folders, num_feature_columns=2, feature_size=64))
+
+
+@pytest.fixture
+def model(objective):
+    return objective.autoencoder
 
 
 @pytest.fixture
@@ -26,30 +31,34 @@ def values(model) -> torch.Tensor:
     return values
 
 
-def column_losses(model: DiffLMModel, values: torch.Tensor) -> tuple[float, float]:
+def column_losses(objective: AutoencoderObjective, values: torch.Tensor) -> tuple[float, float]:
     """Nats of the columns from each record's own latent, and from another's."""
     with torch.no_grad():
-        latents = model.encode_features(values).mean
-        own, other = (model.column_loss(z, values).mean().item() for z in (latents, latents.roll(1, 0)))
+        latents = objective.autoencoder.encode_features(values).mean
+        own, other = (objective.column_loss(z, values).mean().item() for z in (latents, latents.roll(1, 0)))
     return own, other
 
 
-def test_the_latents_learn_what_the_columns_hold(model, values):
-    own, other = column_losses(model, values)
+def test_the_latents_learn_what_the_columns_hold(objective, model, values):
+    own, other = column_losses(objective, values)
     assert other < 1.05 * own
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert warm_up_latents(model, values, steps=300, show_progress=False) == 300
-    own, other = column_losses(model, values)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    assert warm_up_latents(objective, values, steps=300, show_progress=False) == 300
+    own, other = column_losses(objective, values)
     assert other > 2 * own
-    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    now = objective.state_dict()
+    moved = {
+        name.removeprefix("autoencoder.").split(".")[0] for name in now if not torch.equal(now[name], before[name])
+    }
     assert moved == {"column_features", "column_decoder", "posterior_mean", "posterior_log_variance"}
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in objective.parameters())
 
 
 def test_a_draft_is_learnt_beside_them(model_folders):
     columns = {"num_embedded_columns": 2, "separator_token_ids": [14], "draft_places": [2, 3]}
     columns |= {"num_feature_columns": 2, "feature_size": 64, "draft_token_ids": [14, *range(20, 30)]}
-    model = build_tiny_model(model_folders, **columns)
+    objective = AutoencoderObjective(build_tiny_model(model_folders, **columns))
+    model = objective.autoencoder
     digits = torch.randint(20, 30, (500, 3), generator=torch.Generator().manual_seed(1))
     labels = torch.stack([digits[:, 0], torch.full((500,), 14), *digits[:, 1:].T, torch.ones(500).long()], dim=1)
     first, second, third = (digits - 20).T
@@ -58,12 +67,12 @@ def test_a_draft_is_learnt_beside_them(model_folders):
 
     def nats(latents):
         with torch.no_grad():
-            waves = model.column_loss(latents, values)
-            return (model.column_loss(latents, values, labels) - waves).mean().item()
+            waves = objective.column_loss(latents, values)
+            return (objective.column_loss(latents, values, labels) - waves).mean().item()
 
     latents = model.encode_features(values).mean.detach()
     assert nats(latents) == pytest.approx(5 * math.log(13))  # of five tokens nothing is known
-    warm_up_latents(model, values, lambda row: labels[row].tolist(), steps=600, show_progress=False)
+    warm_up_latents(objective, values, lambda row: labels[row].tolist(), steps=600, show_progress=False)
     model.eval()
     latents = model.encode_features(values).mean.detach()
     assert nats(latents) < 3 * math.log(10) / 2 and 3 * math.log(10) < nats(latents.roll(1, 0))
@@ -73,40 +82,40 @@ def test_a_draft_is_learnt_beside_them(model_folders):
     assert (read == digits)[:, :2].float().mean() > 0.7
 
 
-def test_the_weights_best_for_held_out_rows_are_kept(model, values, monkeypatch):
+def test_the_weights_best_for_held_out_rows_are_kept(objective, model, values, monkeypatch):
     losses = iter([9.0, 8.0, 8.5, 8.1, 8.1])
     kept = []
 
-    def evaluate(*args):
+    def evaluate(*args, beta):
         kept.append(model.posterior_mean.weight.clone())
         return next(losses)
 
     monkeypatch.setattr(latent_warmup, "_held_out_loss", evaluate)
-    assert warm_up_latents(model, values, None, (values, []), steps=210, show_progress=False) == 210
+    assert warm_up_latents(objective, values, None, (values, []), steps=210, show_progress=False) == 210
     assert torch.equal(model.posterior_mean.weight, kept[1])
 
 
-def test_the_held_out_loss_is_that_of_the_mean(model, values):
+def test_the_held_out_loss_is_that_of_the_mean(objective, model, values):
     rows = values[:9]
     posterior = model.eval().encode_features(rows)
-    expected = model.column_loss(posterior.mean, rows).mean() + latent_warmup.BETA * posterior.kl().mean()
-    assert latent_warmup._held_out_loss(model, rows, []) == pytest.approx(expected.item(), rel=1e-5)
-    assert model.training
+    expected = objective.column_loss(posterior.mean, rows).mean() + 0.3 * posterior.kl().mean()
+    assert latent_warmup._held_out_loss(objective, rows, [], beta=0.3) == pytest.approx(expected.item(), rel=1e-5)
+    assert model.training and objective.training
 
 
-def test_it_draws_from_its_own_generator(model, values):
+def test_it_draws_from_its_own_generator(objective, model, values):
     state = torch.get_rng_state()
-    warm_up_latents(model, values, steps=3, seed=5, show_progress=False)
+    warm_up_latents(objective, values, steps=3, seed=5, show_progress=False)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_it_ends_by_time_and_on_few_rows(model, values):
-    assert warm_up_latents(model, values, max_seconds=0.0, show_progress=False) == 0
-    assert warm_up_latents(model, values[:1], steps=1000, show_progress=False) == 400
+def test_it_ends_by_time_and_on_few_rows(objective, model, values):
+    assert warm_up_latents(objective, values, max_seconds=1e-9, show_progress=False) == 0
+    assert warm_up_latents(objective, values[:1], steps=1000, show_progress=False) == 400
 
 
-def test_the_text_adds_nothing_until_it_is_trained(model, values):
-    warm_up_latents(model, values, steps=5, show_progress=False)
+def test_the_text_adds_nothing_until_it_is_trained(objective, model, values):
+    warm_up_latents(objective, values, steps=5, show_progress=False)
     tokens = torch.randint(3, 250, (4, 12), generator=torch.Generator().manual_seed(0))
     found = model.encode(tokens, torch.ones_like(tokens), values[:4])
     expected = model.encode_features(values[:4])
@@ -117,4 +126,4 @@ def test_the_text_adds_nothing_until_it_is_trained(model, values):
 def test_a_model_without_feature_columns(tiny_model):
     with pytest.raises(ValueError, match="no feature columns: use encode"):
         tiny_model.encode_features(torch.rand(2, 2))
-    assert tiny_model.column_loss(torch.rand(3, 8), torch.rand(3, 2)).tolist() == [0.0] * 3
+    assert AutoencoderObjective(tiny_model).column_loss(torch.rand(3, 8), torch.rand(3, 2)).tolist() == [0.0] * 3

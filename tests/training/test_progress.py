@@ -7,17 +7,15 @@ import re
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from difflm.training.autoencoder_trainer import TimeBudget
 from difflm.training.fitting import fit
 from difflm.training.presets import Preset
 from difflm.training.progress import FitProgress
+from difflm.training.time_budget import TimeBudget
 
 
 class Budget(TimeBudget):
     share = 0.0
 
-    def share_used(self) -> float:
-        return self.share
 
 
 def state(step: int, max_steps: int) -> TrainerState:
