@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from difflm.training.processes import are_several_on_cpus
+
 
 SCHEDULES = ("decreasing", "geometric", "cyclical", "constant")
 
@@ -69,7 +71,6 @@ class AutoencoderTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Only of use with an accelerator."})
     report_to: str = field(default="none", metadata={"help": "Integrations to report to."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the records themselves."})
-    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "They are the same everywhere."})
     beta_schedule: str = field(
         default="decreasing",
         metadata={"help": "Schedule of the KL's weight.", "choices": list(SCHEDULES)},
@@ -99,6 +100,7 @@ class AutoencoderTrainingArguments(TrainingArguments):
     max_minutes: float | None = field(default=None, metadata={"help": "Wall-clock budget in minutes."})
 
     def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or are_several_on_cpus()
         super().__post_init__()
         if self.beta_schedule not in SCHEDULES:
             raise ValueError(f"beta_schedule={self.beta_schedule!r} is not one of {', '.join(SCHEDULES)}.")

@@ -1,4 +1,8 @@
-"""Training of the latent denoiser: the EDM loss, averaged weights, early stopping, checkpoints."""
+"""Training of the latent denoiser on accelerate: the EDM loss, averaged weights, early stopping, checkpoints.
+
+Several processes take the same steps as one: each computes its part of the batch. What a clock or Ctrl-C decides is
+decided once, and the main process writes the checkpoints.
+"""
 
 import contextlib
 import hashlib
@@ -16,24 +20,37 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from difflm.devices import choose_device
 from difflm.files import atomic_folder, write_json
-from difflm.modeling_denoiser import DiffLMDenoiser
+from difflm.modeling_denoiser import DiffLMDenoiser, precondition
 from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_losses import edm_losses
+from difflm.training.keep_best import KeepBest
 from difflm.training.latents import LatentDataset
-from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler, seeded_generator
+from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler
+from difflm.training.policy import Policy
+from difflm.training.processes import (
+    are_several_on_cpus,
+    from_main,
+    is_main_process,
+    num_processes,
+    process_index,
+    summed,
+    wait_for_everyone,
+)
+from difflm.training.seeds import derived_seed, seeded_generator
+from difflm.training.time_budget import TimeBudget
 
 
 CHECKPOINT_PREFIX = "checkpoint-"
 TENSORS_FILE = "training_state.safetensors"
 STATE_FILE = "training_state.json"
-EVALUATION_BATCH_SIZE = 1024
 
 
 @dataclass
@@ -96,6 +113,8 @@ class DenoiserTrainer:
         Training latents, at least 2 rows.
     validation_data : LatentDataset, optional
         Held-out latents. None: `args.validation_fraction` of the training latents, chosen by the seed.
+    policy : Policy, optional
+        Its ``denoiser_evaluation_batch_size``.
     clock : callable, default time.monotonic
         Returns the time in seconds.
 
@@ -112,10 +131,14 @@ class DenoiserTrainer:
         train_data: LatentDataset,
         validation_data: LatentDataset | None = None,
         *,
+        policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.args = args
-        self.clock = clock
+        self.policy = policy or Policy()
+        # The main process's: what is left of a fit's time is measured by each.
+        self.max_seconds = None if args.max_seconds is None else from_main(args.max_seconds)[0]
+        self.budget = TimeBudget(self.max_seconds, clock=clock)
         self.device = choose_device(args.device)
         self.bf16 = args.bf16 and multiplies_bf16(self.device)
         if validation_data is None:
@@ -130,6 +153,9 @@ class DenoiserTrainer:
         self.denoiser.scaler.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
         self.sigma_data = denoiser.sigma_data
         self.parameters = dict(denoiser.named_parameters())
+        # Of accelerate's, placement and the exchange of gradients; its mixed precision is one for the whole process,
+        # and this stage's is its own.
+        self.network = Accelerator(cpu=are_several_on_cpus()).prepare_model(denoiser.network, device_placement=False)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=args.learning_rate,
@@ -137,7 +163,8 @@ class DenoiserTrainer:
             fused=self.device.type == "cpu",  # one pass over the weights: a tenth of a step
         )
         self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
-        self.best_weights = [value.clone() for value in self.ema.shadow_params]
+        self.best = KeepBest()
+        self.best.weights = self._averages()
         self.state = _State()
         self.sampler = NoisyLatentSampler(denoiser, args, self.device)
         self._validation_examples = self.sampler.validation_examples(validation_data)
@@ -165,35 +192,34 @@ class DenoiserTrainer:
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
             state = self.state
-        started = self.clock() - state.seconds
+        self.budget.start(state.seconds)
         self.denoiser.train()
-        with self._progress_bar() as bar, _deferred_interrupt() as interrupted:
+        with self._progress_bar() as bar, _deferred_interrupt() as signalled:
+            interrupted = False
             while (stop_reason := self._stop_reason()) is None:
                 learning_rate = self._learning_rate()
                 loss = self._training_step(learning_rate)
                 state.step += 1
                 state.interval_loss_sum += loss
                 state.interval_steps += 1
-                state.seconds = self.clock() - started
+                interrupted = self._look_at_the_clock(signalled)
                 if state.step % args.eval_steps == 0:
                     self._evaluate_and_record(learning_rate)
-                    state.seconds = self.clock() - started
-                if interrupted.is_set():
+                    interrupted = self._look_at_the_clock(signalled)
+                if interrupted:
                     break
                 if args.checkpoint_steps and state.step % args.checkpoint_steps == 0:
                     self._save_periodic_checkpoint()
                 self._show_progress(bar, loss)
             if stop_reason is not None and (not state.history or state.history[-1]["step"] != state.step):
                 self._evaluate_and_record(self._learning_rate())
-                state.seconds = self.clock() - started
-            if stop_reason is None or interrupted.is_set():
+                interrupted = self._look_at_the_clock(signalled)
+            if stop_reason is None or interrupted:
                 self._save_periodic_checkpoint()
                 raise KeyboardInterrupt
         if args.checkpoint_steps:
             self._save_periodic_checkpoint()
-        with torch.no_grad():
-            for parameter, best in zip(self.parameters.values(), self.best_weights, strict=True):
-                parameter.copy_(best)
+        self.best.copy_to(self.parameters)
         self.denoiser.eval()
         best_loss = state.best_validation_loss
         return DenoiserTrainingResult(
@@ -208,7 +234,7 @@ class DenoiserTrainer:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Return the EDM loss of the averaged weights on the fixed noisy validation latents."""
-        examples = self._validation_examples
+        examples, size = self._validation_examples, self.policy.denoiser_evaluation_batch_size
         parameters = list(self.parameters.values())
         current = [parameter.detach().clone() for parameter in parameters]
         self.ema.copy_to(parameters)
@@ -216,14 +242,14 @@ class DenoiserTrainer:
         self.denoiser.eval()
         total = 0.0
         try:
-            for start in range(0, len(examples), EVALUATION_BATCH_SIZE):
-                batch = examples.slice(slice(start, start + EVALUATION_BATCH_SIZE))
-                total += float(self._losses(batch).double().sum())
+            for start in range(process_index() * size, len(examples), num_processes() * size):
+                batch = examples.slice(slice(start, start + size))
+                total += float(self._losses(batch, self.denoiser.network).double().sum())
         finally:
             for parameter, value in zip(parameters, current, strict=True):
                 parameter.copy_(value)
             self.denoiser.train(was_training)
-        return total / len(examples)
+        return float(summed(torch.tensor(total, dtype=torch.float64))) / len(examples)
 
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write everything needed to continue to the folder `path`, which appears whole or not at all.
@@ -235,12 +261,10 @@ class DenoiserTrainer:
         """
         target = Path(path)
         tensors: dict[str, torch.Tensor] = {}
-        for (name, parameter), average, best in zip(
-            self.parameters.items(), self.ema.shadow_params, self.best_weights, strict=True
-        ):
+        for (name, parameter), average in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
             tensors[f"model.{name}"] = parameter.detach()
             tensors[f"ema.{name}"] = average
-            tensors[f"best.{name}"] = best
+            tensors[f"best.{name}"] = self.best.weights[name]
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         # Clones: safetensors refuses tensors that share memory, and the averages may alias nothing else.
@@ -290,7 +314,7 @@ class DenoiserTrainer:
             for index, (name, parameter) in enumerate(self.parameters.items()):
                 parameter.copy_(tensors[f"model.{name}"])
                 self.ema.shadow_params[index].copy_(tensors[f"ema.{name}"])
-                self.best_weights[index].copy_(tensors[f"best.{name}"])
+                self.best.weights[name].copy_(tensors[f"best.{name}"])
                 prefix, suffix = "optimizer.", f".{name}"
                 self.optimizer.state[parameter] = {
                     key[len(prefix) : -len(suffix)]: value
@@ -301,6 +325,9 @@ class DenoiserTrainer:
                 }
         self.ema.optimization_step = document["ema_optimization_step"]
         self.state = _State(**document["state"])
+        loss = self.state.best_validation_loss
+        self.best.loss = math.inf if loss is None else loss
+        self.best.evaluations_without_improvement = self.state.evaluations_without_improvement
 
     # One step
 
@@ -309,12 +336,17 @@ class DenoiserTrainer:
             group["lr"] = learning_rate
         step = self.state.step
         batch = self.sampler.training_batch(self.train_data, step)
+        rows = len(batch)
+        own = batch.slice(
+            slice(rows * process_index() // num_processes(), rows * (process_index() + 1) // num_processes())
+        )
         with self._reproducible_dropout(step):
-            loss = self._losses(batch).mean()
+            # A share of the batch's mean: gradients are averaged over the processes.
+            loss = self._losses(own, self.network).sum() * num_processes() / rows
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.args.max_grad_norm)
-        value = float(loss.detach())
+        value = float(summed(loss.detach())) / num_processes()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"The denoiser's loss is {value} at step {step + 1}: lower learning_rate ({self.args.learning_rate})."
@@ -323,27 +355,38 @@ class DenoiserTrainer:
         self.ema.step(list(self.parameters.values()))
         return value
 
-    def _losses(self, batch: NoisyLatents) -> torch.Tensor:
-        """Weighted squared error of each example, averaged over the dimensions, shape (batch,)."""
+    def _losses(self, batch: NoisyLatents, network: torch.nn.Module) -> torch.Tensor:
+        """Weighted squared error of each example with ``network`` for F, shape (batch,)."""
         noisy = batch.latents + batch.sigma[:, None] * batch.noise
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            denoised = self.denoiser.denoise(noisy, batch.sigma, batch.labels)
+            denoised = precondition(network, noisy, batch.sigma, batch.labels, sigma_data=self.sigma_data)
         return edm_losses(denoised, batch.latents, batch.sigma, self.sigma_data)
 
     # Budgets, evaluation, bookkeeping
+
+    def _averages(self) -> dict[str, torch.Tensor]:
+        """Copies of the averaged weights, by the names of the weights."""
+        return {
+            name: value.detach().clone() for name, value in zip(self.parameters, self.ema.shadow_params, strict=True)
+        }
+
+    def _look_at_the_clock(self, signalled: threading.Event) -> bool:
+        """Take the main process's time, and say whether any process has got a Ctrl-C."""
+        (self.state.seconds,) = from_main(self.budget.seconds)
+        return bool(summed(torch.tensor(int(signalled.is_set()))))
 
     def _budget_spent(self) -> float:
         """Share of the nearer budget that is spent."""
         args, state = self.args, self.state
         by_steps = state.step / args.max_steps if args.max_steps is not None else 0.0
-        by_time = state.seconds / args.max_seconds if args.max_seconds is not None else 0.0
+        by_time = state.seconds / self.max_seconds if self.max_seconds is not None else 0.0
         return max(by_steps, by_time)
 
     def _stop_reason(self) -> str | None:
         args, state = self.args, self.state
         if args.max_steps is not None and state.step >= args.max_steps:
             return "max_steps"
-        if args.max_seconds is not None and state.seconds >= args.max_seconds:
+        if self.max_seconds is not None and state.seconds >= self.max_seconds:
             return "max_seconds"
         patience = args.early_stopping_patience
         if patience and state.evaluations_without_improvement >= patience:
@@ -375,20 +418,21 @@ class DenoiserTrainer:
             }
         )
         state.interval_loss_sum, state.interval_steps = 0.0, 0
-        if state.best_validation_loss is None or validation_loss < state.best_validation_loss:
+        if self.best.offer(validation_loss, self._averages()):
             state.best_validation_loss, state.best_step = validation_loss, state.step
-            state.evaluations_without_improvement = 0
-            self.best_weights = [value.detach().clone() for value in self.ema.shadow_params]
-        else:
-            state.evaluations_without_improvement += 1
+        state.evaluations_without_improvement = self.best.evaluations_without_improvement
 
     def _save_periodic_checkpoint(self) -> None:
         if self.args.output_dir is None:
             return
         folder = Path(self.args.output_dir)
+        if not is_main_process():
+            wait_for_everyone()
+            return
         self.save_checkpoint(folder / f"{CHECKPOINT_PREFIX}{self.state.step:08d}")
         for _, old in _checkpoints(folder)[: -self.args.checkpoint_limit]:
             shutil.rmtree(old, ignore_errors=True)
+        wait_for_everyone()
 
     def _checkpoint_to_resume(self) -> Path | None:
         if self.args.resume is None:
@@ -448,7 +492,8 @@ class DenoiserTrainer:
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seeded_generator(self.args.seed, "dropout", step).initial_seed())
+            purpose = "dropout" if num_processes() == 1 else f"dropout of process {process_index()}"
+            torch.manual_seed(derived_seed(self.args.seed, purpose, step))
             yield
 
     def _data_fingerprint(self) -> str:

@@ -429,7 +429,9 @@ def train_denoiser(
         **settings.denoiser,
     )
     args = DenoiserTrainingArguments(**options | (denoiser_kwargs or {}))
-    result = DenoiserTrainer(denoiser, args, fitted.latents, fitted.held_out_latents).train()
+    result = DenoiserTrainer(
+        denoiser, args, fitted.latents, fitted.held_out_latents, policy=settings.policy
+    ).train()
     return denoiser, log | {
         "denoiser_history": result.history,
         "denoiser_steps": result.steps,

@@ -10,8 +10,18 @@ from accelerate import PartialState
 from accelerate.utils import broadcast, reduce
 
 
+def are_several() -> bool:
+    """Whether a launcher started more processes than this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def are_several_on_cpus() -> bool:
+    """Whether they have to talk by gloo: accelerate joins processes without a GPU only when it is told so."""
+    return are_several() and not torch.cuda.is_available()
+
+
 def _state() -> PartialState | None:
-    return PartialState() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return PartialState(cpu=are_several_on_cpus()) if are_several() else None
 
 
 def is_main_process() -> bool:

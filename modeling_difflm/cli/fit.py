@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import shlex
 import time
 from collections.abc import Sequence

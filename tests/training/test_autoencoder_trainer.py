@@ -27,7 +27,7 @@ from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpo
 def dataset(small_table, encoder_tokenizer, decoder_tokenizer) -> RecordDataset:
     schema = RecordSchema.infer(small_table, record_format="values")
     records = schema.to_records(small_table)
-    return RecordDataset(records, schema, encoder_tokenizer, decoder_tokenizer, 1, max_length=64)
+    return RecordDataset(records, schema, encoder_tokenizer, decoder_tokenizer, 1)
 
 
 def build(model_folders, **kwargs) -> DiffLMModel:

@@ -17,7 +17,8 @@ from difflm.training import denoiser_trainer
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.latents import LatentDataset
-from difflm.training.noisy_latents import NoisyLatentSampler, seeded_generator
+from difflm.training.noisy_latents import NoisyLatentSampler
+from difflm.training.seeds import seeded_generator
 
 
 @pytest.fixture(autouse=True)
