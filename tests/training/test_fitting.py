@@ -136,7 +136,7 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
 def test_the_denoisers_best_weights_are_looked_for_often(preset, small_table, tmp_path, monkeypatch, steps, interval):
     found = []
 
-    def trainer(denoiser, args, *datasets):
+    def trainer(denoiser, args, *datasets, **options):
         found.append((args.max_steps, args.eval_steps))
         raise KeyboardInterrupt
 
