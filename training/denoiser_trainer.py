@@ -10,13 +10,11 @@ import json
 import math
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from difflm.modeling_denoiser import DiffLMDenoiser, precondition
 from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_losses import edm_losses
+from difflm.training.interrupts import deferred_interrupt
 from difflm.training.keep_best import KeepBest
 from difflm.training.latents import LatentDataset
 from difflm.training.noisy_latents import NoisyLatents, NoisyLatentSampler
@@ -194,7 +193,7 @@ class DenoiserTrainer:
             state = self.state
         self.budget.start(state.seconds)
         self.denoiser.train()
-        with self._progress_bar() as bar, _deferred_interrupt() as signalled:
+        with self._progress_bar() as bar, deferred_interrupt() as signalled:
             interrupted = False
             while (stop_reason := self._stop_reason()) is None:
                 learning_rate = self._learning_rate()
@@ -516,25 +515,3 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
         if path.name.removeprefix(CHECKPOINT_PREFIX).isdigit() and (path / STATE_FILE).is_file()
     ]
     return sorted(found)
-
-
-@contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that it cannot fall between two halves of a step."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only.
-        yield interrupted
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        # None: a handler that was not installed from Python, which Python cannot put back.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast, reduce
 
+from difflm.devices import choose_device
+
 
 def are_several() -> bool:
     """Whether a launcher started more processes than this one."""
@@ -17,7 +19,7 @@ def are_several() -> bool:
 
 def are_several_on_cpus() -> bool:
     """Whether they have to talk by gloo: accelerate joins processes without a GPU only when it is told so."""
-    return are_several() and not torch.cuda.is_available()
+    return are_several() and choose_device(None).type != "cuda"
 
 
 def _state() -> PartialState | None:
