@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from difflm.modeling_denoiser import DiffLMDenoiser, precondition
 from difflm.modeling_difflm import multiplies_bf16
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_losses import edm_losses
+from difflm.training.denoiser_state import DenoiserTrainingResult, DenoiserTrainingState
 from difflm.training.interrupts import deferred_interrupt
 from difflm.training.keep_best import KeepBest
 from difflm.training.latents import LatentDataset
@@ -50,49 +51,6 @@ from difflm.training.time_budget import TimeBudget
 CHECKPOINT_PREFIX = "checkpoint-"
 TENSORS_FILE = "training_state.safetensors"
 STATE_FILE = "training_state.json"
-
-
-@dataclass
-class DenoiserTrainingResult:
-    """What a training run did.
-
-    Attributes
-    ----------
-    history : list of dict
-        One entry per evaluation: ``step``, ``seconds``, ``train_loss`` (mean since the last evaluation),
-        ``validation_loss`` (of the averaged weights) and ``learning_rate``.
-    best_step : int
-        Step whose averaged weights the denoiser now holds.
-    best_validation_loss : float
-        Their validation loss.
-    steps : int
-        Number of optimizer steps.
-    seconds : float
-        Wall-clock time, over all resumed parts.
-    stop_reason : {"max_steps", "max_seconds", "early_stopping"}
-        What ended training.
-    """
-
-    history: list[dict[str, float]]
-    best_step: int
-    best_validation_loss: float
-    steps: int
-    seconds: float
-    stop_reason: str
-
-
-@dataclass
-class _State:
-    """Progress that a checkpoint keeps as JSON."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_step: int = 0
-    best_validation_loss: float | None = None
-    evaluations_without_improvement: int = 0
-    interval_loss_sum: float = 0.0
-    interval_steps: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
 
 
 class DenoiserTrainer:
@@ -164,7 +122,7 @@ class DenoiserTrainer:
         self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
         self.best = KeepBest()
         self.best.weights = self._averages()
-        self.state = _State()
+        self.state = DenoiserTrainingState()
         self.sampler = NoisyLatentSampler(denoiser, args, self.device)
         self._validation_examples = self.sampler.validation_examples(validation_data)
         self._fingerprint = self._data_fingerprint()
@@ -323,7 +281,7 @@ class DenoiserTrainer:
                     if key in {f"{prefix}{kind}{suffix}" for kind in ("step", "exp_avg", "exp_avg_sq")}
                 }
         self.ema.optimization_step = document["ema_optimization_step"]
-        self.state = _State(**document["state"])
+        self.state = DenoiserTrainingState(**document["state"])
         loss = self.state.best_validation_loss
         self.best.loss = math.inf if loss is None else loss
         self.best.evaluations_without_improvement = self.state.evaluations_without_improvement
