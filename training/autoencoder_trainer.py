@@ -352,3 +352,11 @@ def _columns_and_labels(dataset: Any, most: int) -> tuple[Tensor, list[list[int]
     examples = [dataset[row] for row in range(min(len(dataset), most))]
     values = torch.tensor([example["feature_values"] for example in examples])
     return values, [example["labels"] for example in examples]
+
+
+def history(entries: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One entry per step, training and evaluation figures together."""
+    steps: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        steps.setdefault(int(entry["step"]), {}).update(entry)
+    return [steps[step] for step in sorted(steps)]

@@ -27,7 +27,7 @@ from difflm.pipelines.pipeline_difflm import DiffLMPipeline
 from difflm.pipelines.training_digests import record_digest
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_losses import trains_columns
-from difflm.training.autoencoder_trainer import AutoencoderTrainer
+from difflm.training.autoencoder_trainer import AutoencoderTrainer, history
 from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
@@ -305,7 +305,7 @@ def train_autoencoder(
         "autoencoder_seconds": seconds,
         "autoencoder_steps": trainer.state.global_step,
         "rows_seen": trainer.state.global_step * records_per_step,
-        "autoencoder_history": _history(trainer.state.log_history),
+        "autoencoder_history": history(trainer.state.log_history),
     }
 
 
@@ -495,11 +495,3 @@ def warn_of_idle_latents(log: dict[str, Any], policy: Policy | None = None) -> N
 
 def _first_records(dataset: RecordDataset, limit: int) -> Any:
     return dataset if len(dataset) <= limit else torch.utils.data.Subset(dataset, range(limit))
-
-
-def _history(entries: list[dict[str, float]]) -> list[dict[str, float]]:
-    """One entry per step, training and evaluation figures together."""
-    steps: dict[int, dict[str, float]] = {}
-    for entry in entries:
-        steps.setdefault(int(entry["step"]), {}).update(entry)
-    return [steps[step] for step in sorted(steps)]
