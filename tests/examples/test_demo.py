@@ -7,8 +7,11 @@ import demo
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import save_file
 
+from difflm.pipelines.outputs import DiffLMPipelineOutput, SamplingReport
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.data import read_table
 from difflm.training.reports.table_comparison import compare_columns
 
@@ -77,13 +80,13 @@ def test_a_species_that_never_comes_is_no_success(penguins):
     assert "species in the real order of flipper length" in names
 
 
-class FakeOutput:
-    def __init__(self, frame, latents):
-        self.frame, self.latents, self.valid_first_attempt = frame, latents, 0.99
-        self.records = json.loads(frame.to_json(orient="records"))
-
-    def to_pandas(self):
-        return self.frame
+def sampled_output(frame, latents):
+    """What a pipeline returns that has sampled these rows, a hundredth of them at a second attempt."""
+    schema = RecordSchema.infer(frame)
+    report = SamplingReport(requested=100, returned=100, attempts=101, first_attempt_parsed=99)
+    return DiffLMPipelineOutput(
+        records=schema.to_records(frame), latents=torch.as_tensor(latents), report=report, schema=schema
+    )
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def stand_ins(monkeypatch, penguins):
     def pipe(num_samples, seed, batch_size, constrained=True, max_attempts=10):
         sampled.append((num_samples, seed, constrained))
         frame = penguins.sample(num_samples, replace=True, random_state=seed).reset_index(drop=True)
-        return FakeOutput(frame, np.random.default_rng(seed).normal(size=(num_samples, 4)))
+        return sampled_output(frame, np.random.default_rng(seed).normal(size=(num_samples, 4)))
 
     def fit(data, output_dir, **keywords):
         folder = demo.Path(output_dir)
