@@ -1163,12 +1163,23 @@ def _probe(decoder: PreTrainedModel) -> Tensor | None:
     """``[layers + 1, 16]``, see [`decoder_fingerprint`]."""
     weight = _embedding_weight(decoder)
     tokens = torch.linspace(0, len(weight) - 1, 8, device=weight.device).long()[None]
+    count = decoder.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    states: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    # Not by output_hidden_states: for that transformers leaves hooks in the decoder, with which it cannot be pickled.
+    handles = [layer.register_forward_hook(keep) for layer in (lists[0] if lists else ())]
     decoder.eval()
     try:
-        output = decoder(input_ids=tokens, use_cache=False, output_hidden_states=True)
-        states = [*output.hidden_states[1:], output.logits]
+        states.append(decoder(input_ids=tokens, use_cache=False).logits)
     except (AttributeError, TypeError, ValueError):
         return None
+    finally:
+        for handle in handles:
+            handle.remove()
     sampled = [state[0, -1, torch.linspace(0, state.shape[-1] - 1, 16).long()].float().cpu() for state in states]
     return torch.stack(sampled)
 
