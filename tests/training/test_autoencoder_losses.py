@@ -54,6 +54,9 @@ def test_the_drafts_loss_is_of_the_tokens_at_its_places():
     known = [[(0, 1), (1, 2), (2, 6), (3, 0)], [(0, 5), (2, 3), (3, 3)]]
     expected = [sum(nats[row, place, token] for place, token in found) for row, found in enumerate(known)]
     torch.testing.assert_close(loss, torch.stack(expected))
+    labels[0, 5] = 59  # larger than all of the draft's
+    changed = draft_loss(model, latents, labels)[0]
+    torch.testing.assert_close(changed, expected[0] - nats[0, 3, 0] + nats[0, 3, 6])
 
 
 def test_the_loss_has_the_columns_term_if_it_has_a_weight(with_features):
@@ -66,6 +69,9 @@ def test_the_loss_has_the_columns_term_if_it_has_a_weight(with_features):
     found = with_features(**inputs, feature_values=VALUES, beta=0.3)
     expected = found.reconstruction_loss + 0.3 * posterior.kl().mean() + column_loss.mean()
     torch.testing.assert_close(found.loss, expected)
+    model.config.column_loss_weight = 2.5
+    weighted = with_features(**inputs, feature_values=VALUES, beta=0.3)
+    torch.testing.assert_close(weighted.loss, expected + 1.5 * column_loss.mean())
     model.config.column_loss_weight = 0.0
     alone = with_features(**inputs, feature_values=VALUES, beta=0.3)
     torch.testing.assert_close(alone.loss, model(**inputs, feature_values=VALUES, beta=0.3).loss)
@@ -99,6 +105,26 @@ def test_free_bits_cost_nothing_more():
     posterior = Posterior(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     assert torch.equal(kl(posterior), posterior.kl())
     assert kl(posterior, 0.5).item() == pytest.approx(2.5)  # the first dimension, of 0 nats, counts as half a nat
+
+
+def test_free_bits_are_of_a_dimensions_mean_over_the_batch():
+    posterior = Posterior(torch.tensor([[0.0, 2.0], [2.0, 2.0]]), torch.zeros(2, 2))  # 0 and 2, 2 and 2 nats
+    assert torch.equal(kl(posterior, 0.9), posterior.kl())
+    assert kl(posterior, 1.1).tolist() == pytest.approx([1.1 + 2, 1.1 + 2])
+
+
+def test_losses_are_computed_in_float32_of_a_decoder_in_less():
+    torch.manual_seed(0)
+    model = build(tiny_encoder(), DECODERS["llama_tied"]().bfloat16()).eval()
+    latents, labels = torch.randn(4, 8), batch()["labels"]
+    logits = model.logits(latents, labels)
+    assert logits.dtype == torch.bfloat16
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=-100
+    )
+    torch.testing.assert_close(model.reconstruction(latents, labels), losses.sum(dim=1), rtol=1e-6, atol=0)
+    candidates = draw_candidates(labels[labels >= 0].unique(), 60, 40)
+    assert reconstruction(model, latents, labels, candidates).dtype == torch.float32
 
 
 def test_a_published_model_holds_no_part_of_training_alone(with_features, tmp_path, caplog):

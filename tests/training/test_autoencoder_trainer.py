@@ -264,12 +264,19 @@ class TestBetaSchedules:
         assert self.evaluate(schedule, 7.0, 7.0, 7.0) == pytest.approx(0.001)
         assert self.evaluate(schedule, *[9.0] * 10) == 0.001
 
+    def test_a_small_improvement_is_a_plateau_too(self):
+        schedule = DecreasingBeta(0.1, factor=0.5, threshold=0.1)
+        assert self.evaluate(schedule, 10.0, 8.9) == 0.1
+        assert self.evaluate(schedule, 8.1) == pytest.approx(0.05)  # compared with the best that counted
+        assert self.evaluate(schedule, 8.0) == pytest.approx(0.05)
+
     def test_decreasing_ignores_other_evaluations_and_bad_factors(self):
         schedule = DecreasingBeta()
         schedule.on_evaluate(None, None, None, metrics={})
         assert math.isinf(schedule.best)
-        with pytest.raises(ValueError, match="beta_factor"):
-            DecreasingBeta(factor=1.5)
+        for factor in (0.0, 1.0, 1.5):
+            with pytest.raises(ValueError, match="beta_factor"):
+                DecreasingBeta(factor=factor)
 
     def test_state_survives_json(self):
         import json
@@ -298,10 +305,13 @@ class TestBetaSchedules:
         resumed = GeometricBeta(**state["args"])
         resumed.beta = state["attributes"]["beta"]
         assert resumed.advance(0.0) == pytest.approx(0.001)
-        with pytest.raises(ValueError, match="beta_minimum"):
-            GeometricBeta(0.1, 0.2)
-        with pytest.raises(ValueError, match="beta_anneal_share"):
-            GeometricBeta(anneal_share=0.0)
+        assert GeometricBeta(0.1, 0.1, anneal_share=1.0).advance(0.5) == pytest.approx(0.1)
+        for minimum in (0.0, 0.2):
+            with pytest.raises(ValueError, match="beta_minimum"):
+                GeometricBeta(0.1, minimum)
+        for share in (0.0, 1.1):
+            with pytest.raises(ValueError, match="beta_anneal_share"):
+                GeometricBeta(anneal_share=share)
 
     def test_unknown_schedule(self, tmp_path):
         with pytest.raises(ValueError, match="beta_schedule='up'"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from difflm.training.candidate_tokens import draw_candidates
 
@@ -31,3 +32,26 @@ def test_wrong_tokens_are_refused():
         draw_candidates(torch.tensor([3, 3]), 60, 8)
     with pytest.raises(ValueError, match="none of the known"):
         draw_candidates(torch.tensor([3, 5]), 60, 8).places(torch.tensor([4]))
+    with pytest.raises(ValueError, match="none of the known"):
+        draw_candidates(torch.tensor([3, 5]), 60, 8).places(torch.tensor([7]))  # beyond all known ones
+    with pytest.raises(ValueError, match="at least one other"):
+        draw_candidates(torch.tensor([3, 5]), 60, 0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_narrowed_decoder_gives_the_candidates_logits_alone_and_then_all_again(bias):
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    torch.manual_seed(0)
+    decoder = LlamaForCausalLM(config).eval()
+    decoder.set_output_embeddings(torch.nn.Linear(8, 60, bias=bias))
+    head, tokens = decoder.get_output_embeddings(), torch.arange(5)[None]
+    with torch.no_grad():
+        whole = decoder(tokens).logits
+        candidates = draw_candidates(torch.tensor([3, 5, 59]), 60, 4)
+        with candidates.narrowed(decoder):
+            torch.testing.assert_close(decoder(tokens).logits, whole[..., candidates.ids])
+        with pytest.raises(ZeroDivisionError), candidates.narrowed(decoder):
+            raise ZeroDivisionError
+    assert decoder.get_output_embeddings() is head

@@ -1,5 +1,6 @@
 """DenoiserTrainer: what it learns, when it stops, what it keeps."""
 
+import itertools
 import json
 import math
 import signal
@@ -159,6 +160,51 @@ def test_a_constant_dimension_does_not_blow_up() -> None:
     assert float(denoiser.standardize(data.mean)[:, 0].abs().max()) < 1e-3  # the axis that varies least
 
 
+def test_gradients_are_clipped_to_their_norm() -> None:
+    """Gradients stay until the next step: those of the last one are seen here."""
+
+    def norm(limit: float) -> float:
+        trainer = DenoiserTrainer(make_denoiser(), make_arguments(max_steps=1, max_grad_norm=limit), make_latents())
+        trainer.train()
+        return float(torch.stack([value.grad.norm() for value in trainer.parameters.values()]).norm())
+
+    free = norm(1e9)
+    assert norm(free / 10) == pytest.approx(free / 10, rel=1e-3)
+    assert norm(free * 10) == pytest.approx(free)
+
+
+def test_dropout_is_new_in_each_step_and_the_callers_randomness_untouched() -> None:
+    def run(denoiser: DiffLMDenoiser) -> list[torch.Tensor]:
+        masks: list[torch.Tensor] = []
+        layer = next(module for module in denoiser.modules() if isinstance(module, torch.nn.Dropout))
+        layer.register_forward_hook(lambda module, args, output: masks.append(output == 0))
+        before = torch.get_rng_state()
+        DenoiserTrainer(denoiser, make_arguments(max_steps=2), make_latents()).train()
+        assert torch.equal(torch.get_rng_state(), before)
+        return masks[:2]
+
+    # One in eval mode, as a loaded denoiser is, is trained as one in training mode.
+    first, second = run(make_denoiser(dropout=0.5).eval())
+    assert 0.3 < float(first.float().mean()) < 0.7
+    assert not torch.equal(first, second)
+    torch.manual_seed(7)
+    denoiser = make_denoiser(dropout=0.5)
+    torch.manual_seed(8)
+    assert all(map(torch.equal, run(denoiser), (first, second)))
+    assert not denoiser.training
+
+
+def test_losses_are_averaged_over_the_steps_since_the_last_evaluation() -> None:
+    def history(eval_steps: int) -> list[dict[str, Any]]:
+        return DenoiserTrainer(make_denoiser(), make_arguments(eval_steps=eval_steps), make_latents()).train().history
+
+    single, double = history(1), history(2)
+    losses = [entry["train_loss"] for entry in single]
+    assert [entry["step"] for entry in double] == [2, 4, 6, 8]  # the last step is evaluated once
+    expected = [(losses[2 * place] + losses[2 * place + 1]) / 2 for place in range(4)]
+    assert [entry["train_loss"] for entry in double] == pytest.approx(expected)
+
+
 # Resume
 
 
@@ -223,6 +269,10 @@ def test_resuming_with_other_latents_or_another_size_is_refused(tmp_path: Path) 
     with pytest.raises(ValueError, match="other latents"):
         DenoiserTrainer(make_denoiser(class_sizes=[3]), make_arguments(resume=str(checkpoint)), other).train()
     same = make_latents(labels=labels, class_sizes=[3])
+    with pytest.raises(ValueError, match="another seed"):
+        DenoiserTrainer(
+            make_denoiser(class_sizes=[3]), make_arguments(resume=str(checkpoint), seed=1), same, same
+        ).train()
     wide = make_denoiser(class_sizes=[3], hidden_size=64)
     with pytest.raises(ValueError, match="another size"):
         DenoiserTrainer(wide, make_arguments(resume=str(checkpoint)), same).train()
@@ -296,6 +346,25 @@ def test_without_a_step_limit_time_alone_counts() -> None:
     args = make_arguments(max_steps=None, max_seconds=5.0)
     result = DenoiserTrainer(make_denoiser(), args, make_latents(), clock=lambda: next(clock)).train()
     assert result.stop_reason == "max_seconds" and result.steps >= 5
+
+
+def test_a_timed_run_begins_gently_and_a_step_beyond_its_time_ends_at_the_floor() -> None:
+    now = itertools.chain([0.0] * 8, itertools.repeat(100.0))
+    args = make_arguments(max_steps=None, max_seconds=10.0, eval_steps=1, warmup_ratio=0.1)
+    history = DenoiserTrainer(make_denoiser(), args, make_latents(), clock=lambda: next(now)).train().history
+    assert history[0]["learning_rate"] == pytest.approx(0.01 * args.learning_rate)
+    late = DenoiserTrainer(
+        make_denoiser(), make_arguments(max_seconds=10.0), make_latents(), clock=ticking(20.0).__next__
+    )
+    # Twice the time: a cosine that went on would be at its peak again.
+    floor = args.learning_rate * args.final_learning_rate_ratio
+    assert late.train().history[-1]["learning_rate"] == pytest.approx(floor)
+
+
+def test_without_a_warm_up_training_begins_at_the_peak() -> None:
+    args = make_arguments(warmup_ratio=0.0, eval_steps=1)
+    result = DenoiserTrainer(make_denoiser(), args, make_latents()).train()
+    assert result.history[0]["learning_rate"] == pytest.approx(args.learning_rate)
 
 
 def test_learning_rate_warms_up_then_falls_to_its_floor() -> None:
@@ -415,6 +484,8 @@ def test_split_holds_out_the_fraction_and_given_validation_latents_are_used() ->
     assert (len(given.train_data), len(given.validation_data)) == (60, 5)
     tiny = DenoiserTrainer(make_denoiser(), make_arguments(), make_latents(2))
     assert (len(tiny.train_data), len(tiny.validation_data)) == (1, 1)
+    greedy = DenoiserTrainer(make_denoiser(), make_arguments(validation_fraction=0.9), make_latents(2))
+    assert (len(greedy.train_data), len(greedy.validation_data)) == (1, 1)
 
 
 # Bad input
@@ -427,6 +498,9 @@ def test_latents_that_do_not_fit_are_named() -> None:
         DenoiserTrainer(make_denoiser(latent_size=6), make_arguments(), make_latents())
     with pytest.raises(ValueError, match="have no labels"):
         DenoiserTrainer(make_denoiser(class_sizes=[2]), make_arguments(), make_latents())
+    beyond = make_latents(labels=torch.full((60, 1), 3), class_sizes=[2])
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        DenoiserTrainer(make_denoiser(class_sizes=[2]), make_arguments(), beyond)
     with pytest.raises(ValueError, match="2 records are not finite"):
         LatentDataset(torch.tensor([[0.0], [math.nan], [math.inf]]))
     with pytest.raises(ValueError, match="log-variances must have"):
