@@ -32,21 +32,30 @@ def disclosures(
     if named := [column for column in columns if column.get("categories")]:
         count = sum(len(column["categories"]) for column in named)
         told.append(f"Every category of {_columns(len(named))}: {count} values.{_rare(choices)}")
+    ranges, below = str(choices.get("ranges")), choices.get("rare_below")
+    shorter = ranges in ("rounded", "clipped")
     if ranged := [column for column in columns if column.get("minimum") is not None]:
         how = {
-            "rounded": "rounded outwards",
-            "clipped": f"clipped so that at least {choices.get('rare_below')} records share each end",
-        }.get(str(choices.get("ranges")), "exact: the smallest and the largest value are those of single records")
+            "rounded": f"rounded outwards, past every end that fewer than {below} records hold",
+            "clipped": f"clipped so that at least {below} records share each end",
+        }.get(ranges, "exact: the smallest and the largest value are those of single records")
         told.append(f"The range of {_columns(len(ranged))}, {how}.")
+    how = ", rounded up" if shorter else ""
     if texts := [column for column in columns if column.get("max_length")]:
-        told.append(f"The length of the longest text in {_columns(len(texts))}.")
+        told.append(f"The length of the longest text in {_columns(len(texts))}{how}.")
     if nested := [column for column in columns if column.get("json_schema")]:
-        told.append(f"The keys and types inside {_columns(len(nested))} of nested values.")
+        how = "rounded outwards" if shorter else "which are those of single records"
+        told.append(
+            f"The keys and types inside {_columns(len(nested))} of nested values; the ranges and lengths, {how}; and "
+            "strings that repeat."
+        )
     classes = condition_classes.get("classes") if isinstance(condition_classes, Mapping) else condition_classes
     if edges := [entry for entry in classes or [] if "edges" in entry]:
-        told.append(f"Quantiles of {_columns(len(edges))} of numbers, by which samples can be conditioned.")
+        told.append(f"Quantiles of {_columns(len(edges))} of numbers or dates, by which samples can be conditioned.")
     if number := autoencoder.get("num_feature_columns"):
-        told.append(f"In the weights, 129 quantiles of {_columns(number)} each.")
+        ends = f", but for the {below} smallest and largest values" if shorter else ", the ends included"
+        told.append(f"In the weights, 129 quantiles of each of {_columns(number)}{ends}.")
+    told.append("In the weights, too, whatever they memorised of single records: nothing bounds that.")
     if isinstance(log.get("rows"), int):
         told.append(f"How many records were learnt from: {log['rows']:,}.")
     if num_digests:

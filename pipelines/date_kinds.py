@@ -297,7 +297,7 @@ class _DateKind(ColumnKind):
         return text
 
     def classes(self, values: Sequence[Any], num_bins: int) -> dict[str, Any] | None:
-        return number_classes([instant(value) for value in values], num_bins)
+        return number_classes([instant(value) for value in values], self._span or (None, None), num_bins)
 
     def is_condition_column(self, max_categories: int) -> bool:
         return True

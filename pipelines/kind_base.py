@@ -200,17 +200,22 @@ class ChoiceKind(ColumnKind):
         return len(self.choices) <= max_categories
 
 
-def number_classes(values: Sequence[Any], num_bins: int) -> dict[str, Any]:
-    """Bins of equal shares of the numbers: inner ``edges``, the bins' ``shares``, and the ``range``."""
-    numbers = np.array(values, dtype=float)
-    edges = numbers  # no bins where there are no numbers
-    if len(numbers):
-        edges = np.unique(np.quantile(numbers, np.linspace(0, 1, num_bins + 1)[1:-1]))
-    shares = np.bincount(np.searchsorted(edges, numbers, side="right"), minlength=len(edges) + 1)
+def number_classes(numbers: Sequence[int | float], ends: Sequence[Any], num_bins: int) -> dict[str, Any]:
+    """Bins of equal shares of a column's numbers: inner ``edges``, the bins' ``shares``, and the ``range``.
+
+    The range is the one that the column tells, between the two ``ends``, which may be wider than the numbers'.
+    """
+    found = np.array(numbers, dtype=float)
+    edges = found  # no bins where there are no numbers
+    if len(found):
+        edges = np.unique(np.quantile(found, np.linspace(0, 1, num_bins + 1)[1:-1]))
+    shares = np.bincount(np.searchsorted(edges, found, side="right"), minlength=len(edges) + 1)
+    if None in ends:
+        ends = (found.min(), found.max()) if len(found) else (0.0, 0.0)
     return {
         "edges": [float(edge) for edge in edges],
-        "shares": [float(share) for share in shares / max(1, len(numbers))],
-        "range": [float(numbers.min()), float(numbers.max())] if len(numbers) else [0.0, 0.0],
+        "shares": [float(share) for share in shares / max(1, len(found))],
+        "range": [float(end) for end in ends],
     }
 
 

@@ -167,7 +167,7 @@ class _NumberKind(ColumnKind):
         return math.floor(high / step + 1e-9) >= math.ceil(low / step - 1e-9)
 
     def classes(self, values: Sequence[Any], num_bins: int) -> dict[str, Any] | None:
-        return number_classes(values, num_bins)
+        return number_classes(values, (self.column.minimum, self.column.maximum), num_bins)
 
     def is_condition_column(self, max_categories: int) -> bool:
         return True

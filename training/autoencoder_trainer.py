@@ -118,7 +118,7 @@ class AutoencoderTrainer(Trainer):
         before = [model.config._attn_implementation for model in models]
         self.budget.start()
         if self.autoencoder.column_features is not None:
-            self.autoencoder.column_features.fit(cast(Any, self.train_dataset).feature_values())
+            self.autoencoder.column_features.fit(cast(Any, self.train_dataset).told_feature_values())
             if self._warms_up and not resume_from_checkpoint:
                 self._warm_up()
         self.autoencoder.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)

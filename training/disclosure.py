@@ -1,12 +1,12 @@
 """What a checkpoint tells of its training data beyond its distribution, and how to tell less: rare values, ranges.
 
 A schema lists every category and every column's exact range, and both are published with a model. The choices here
-are made before anything is learnt, so that what is kept back is nowhere in the checkpoint.
+are made before anything is learnt: what is kept back is in no file of the checkpoint. What the networks' weights have
+memorised is another matter, for which there is no guarantee.
 """
 
 from __future__ import annotations
 
-import decimal
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +15,16 @@ from typing import Any
 
 from difflm.errors import DiffLMError
 from difflm.pipelines.column_kinds import Column
-from difflm.pipelines.date_kinds import DateKind, DatetimeKind, TimeKind, ZonedKind
+from difflm.pipelines.json_schemas import OBSERVED
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.training.rounding import rounded_length, rounded_range, rounded_schema, without_rare_strings
 
 
 RARE_CATEGORIES = ("keep", "merge", "missing", "drop")
 RANGES = ("exact", "rounded", "clipped")
 OTHER = "other"
-DATES = (DateKind, DatetimeKind, TimeKind, ZonedKind)
 # Of the values of a column, at either end, that "clipped" takes away.
 CLIPPED_SHARE = 0.01
-# At most so many steps of a "rounded" range.
-STEPS = 20
 
 
 class DisclosureError(DiffLMError, ValueError):
@@ -42,14 +40,18 @@ class Disclosure:
     rare_categories : {"keep", "merge", "missing", "drop"}, default "keep"
         A category of fewer records than ``rare_below`` stays as it is; becomes the category "other" (in columns of
         numbers and dates, where that is none, a missing value); becomes a missing value; or its records are not
-        learnt from.
+        learnt from. Strings inside nested values are learnt as they are; but with any choice but "keep" the schema
+        lists none at a place where one of them is in fewer records.
     rare_below : int, default 5
-        How many records a category needs not to be rare. Also how many share each end of a "clipped" range.
+        How many records a category needs not to be rare. Also how many share each end of a "clipped" range, and how
+        many make an end of a "rounded" one no secret.
     ranges : {"exact", "rounded", "clipped"}, default "exact"
         Numbers and dates are sampled between the smallest and the largest seen; between these, rounded outwards to
         steps of about a twentieth of the range (dates to whole years, times to hours); or between the 1st and the
         99th percentile, to which records beyond are moved before anything is learnt (at least ``rare_below`` records
-        lie at each end).
+        lie at each end). If rounded, a column of a few different dates is one of all dates in its range. With both,
+        lengths of texts, and ranges and lengths inside nested values, are rounded outwards, and the weights' quantiles
+        of a column leave out the ``rare_below`` smallest and largest values.
     """
 
     rare_categories: str = "keep"
@@ -84,7 +86,7 @@ class Disclosure:
         for column in schema.columns:
             values = [record[column.name] for record in records if record[column.name] is not None]
             steps = []
-            for step in (self._categories, self._range):
+            for step in (self._categories, self._range, self._observed):
                 column, found = step(column, values)
                 if found is not None:
                     steps.append(found)
@@ -125,14 +127,25 @@ class Disclosure:
         if self.ranges == "exact" or column.minimum is None or column.maximum is None or column.bounded or not values:
             return column, None
         if self.ranges == "rounded":
-            low, high = _rounded(column)
-            return replace(column, minimum=low, maximum=high), None
+            low, high = rounded_range(column, values, self.rare_below)
+            return replace(column, minimum=low, maximum=high, categories=None), None  # a date's, too
         ordered = sorted(values)
         beyond = min(max(self.rare_below, math.ceil(CLIPPED_SHARE * len(ordered))), (len(ordered) + 1) // 2) - 1
         low, high = ordered[beyond], ordered[-1 - beyond]
         if column.categories:  # a date's
             column = replace(column, categories=tuple(value for value in column.categories if low <= value <= high))
         return replace(column, minimum=low, maximum=high), lambda value: min(max(value, low), high)
+
+    def _observed(self, column: Column, values: Sequence[Any]) -> tuple[Column, None]:
+        """The column with less of what was observed of its texts, or inside its nested values."""
+        if self.ranges != "exact" and column.max_length is not None and not column.bounded:
+            column = replace(column, max_length=rounded_length(column.max_length))
+        schema = column.json_schema or {}
+        if OBSERVED in schema and self.rare_categories != "keep":
+            schema = without_rare_strings(schema, values, self.rare_below)
+        if OBSERVED in schema and self.ranges != "exact":
+            schema = rounded_schema(schema)
+        return replace(column, json_schema=schema or None), None
 
     def describe(self, schema: RecordSchema, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """For the training log, and from there the card: the choices, and how many listed categories are rare."""
@@ -184,35 +197,3 @@ def _with_categories(column: Column, kept: tuple[Any, ...]) -> Column:
     if column.nullable and not isinstance(kept[0], str) and dtype.lower().startswith(("int", "uint")):
         dtype = dtype.replace("int", "Int").replace("uInt", "UInt")  # pandas' integers with missing values
     return replace(column, categories=kept, dtype_categories=listed, dtype=dtype)
-
-
-def _rounded(column: Column) -> tuple[Any, Any]:
-    """The range of a column, rounded outwards to steps of 1, 2 or 5, as far as its dtype goes."""
-    low, high = column.minimum, column.maximum
-    if isinstance(low, str) and isinstance(column.rules, DATES):
-        form, (earliest, latest) = column.rules.form, column.rules.limits
-        prefix = 4 if column.rules.has_date else 2  # whole years, or hours
-        opening, closing = form.end(low[:prefix], last=False), form.end(high[:prefix], last=True)
-        return max(opening or low, earliest), min(closing or high, latest)
-    if not isinstance(low, int | float) or not isinstance(high, int | float) or low == high:
-        return low, high
-    exact = decimal.Context(prec=60)
-    first, last = (decimal.Decimal(str(bound)) for bound in (low, high))
-    finest = decimal.Decimal(1).scaleb(-(column.decimals or 0))
-    power = decimal.Decimal(1).scaleb((last - first).adjusted() - 1)
-    step = max(next(n * power for n in (1, 2, 5, 10) if n * power * STEPS >= last - first), finest)
-    bounds = (
-        exact.multiply((first / step).to_integral_value(decimal.ROUND_FLOOR), step),
-        exact.multiply((last / step).to_integral_value(decimal.ROUND_CEILING), step),
-    )
-    kind = int if column.kind == "integer" else float
-    rounded = [_fitting(column, kind(bound), seen) for bound, seen in zip(bounds, (low, high), strict=True)]
-    return rounded[0], rounded[1]
-
-
-def _fitting(column: Column, bound: Any, seen: Any) -> Any:
-    """The rounded bound, or the one seen where the dtype cannot hold the rounded one."""
-    try:
-        return column.normalize(bound)
-    except DiffLMError:
-        return seen

@@ -76,8 +76,16 @@ class Prepared:
 
     def datasets(self, eos_token_id: int) -> tuple[RecordDataset, RecordDataset]:
         """Training and held-out records, to be tokenised when asked for."""
+        exact = self.disclosure.get("ranges", "exact") == "exact"
         train, held_out = (
-            RecordDataset(part, self.schema, *self.tokenizers, eos_token_id) for part in (self.train, self.held_out)
+            RecordDataset(
+                part,
+                self.schema,
+                *self.tokenizers,
+                eos_token_id,
+                untold_ends=0 if exact else self.disclosure["rare_below"],
+            )
+            for part in (self.train, self.held_out)
         )
         return train, held_out
 

@@ -32,6 +32,8 @@ class RecordDataset(Dataset):
     encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
     eos_token_id : int
         Ends every record.
+    untold_ends : int, default 0
+        How many of a column's smallest and largest values :meth:`told_feature_values` leaves out.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class RecordDataset(Dataset):
         encoder_tokenizer: PreTrainedTokenizerBase,
         decoder_tokenizer: PreTrainedTokenizerBase,
         eos_token_id: int,
+        untold_ends: int = 0,
     ) -> None:
-        self.schema, self.eos_token_id = schema, eos_token_id
+        self.schema, self.eos_token_id, self.untold_ends = schema, eos_token_id, untold_ends
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
         # Some tokenizers state no limit but a huge number.
         self.encoder_max_length = min(encoder_tokenizer.model_max_length, 512)
@@ -79,6 +82,19 @@ class RecordDataset(Dataset):
         """Places of all records' numbers in their columns' ranges, ``[records, columns]``, NaN where missing."""
         return torch.tensor([self.schema.feature_values(record) for record in self.records])
 
+    def told_feature_values(self) -> Tensor:
+        """As :meth:`feature_values`, for quantiles that the weights keep: without the values at the ranges' ends.
+
+        The ``untold_ends`` smallest and largest places of a column with a range are replaced by steps up to the ends.
+        """
+        values = self.feature_values()
+        ranged = [column.minimum is not None for column in self.schema.columns for _ in column.feature_names]
+        for place in range(values.shape[1] if self.untold_ends else 0):
+            if ranged[place]:
+                known = ~values[:, place].isnan()
+                values[known, place] = _without_ends(values[known, place], self.untold_ends)
+        return values
+
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         record = self.records[index]
         encoded = self.encoder_tokenizer(
@@ -110,6 +126,17 @@ class RecordCollator:
         if "feature_values" in examples[0]:
             batch["feature_values"] = torch.tensor([example["feature_values"] for example in examples])
         return batch
+
+
+def _without_ends(values: Tensor, count: int) -> Tensor:
+    """Values between 0 and 1, sorted, of which the first and the last ``count`` are steps from 0 and to 1."""
+    values = values.sort().values
+    if len(values) <= 2 * count:
+        return torch.linspace(0, 1, len(values))
+    low, high = float(values[count]), float(values[-1 - count])
+    values[:count] = torch.linspace(0, low, count + 1)[:-1]
+    values[-count:] = torch.linspace(high, 1, count + 1)[1:]
+    return values
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
