@@ -256,7 +256,7 @@ class _Numbers(_Automaton):
             return None
         if "cut" in within:
             return prefix
-        return sign, point, len(fraction), whole == "0", within, self.trimmed and self.is_complete(prefix)
+        return sign, point, len(fraction), within, self.trimmed and self.is_complete(prefix)
 
     def _within(self, prefix: str, written: bool = False) -> tuple[str, ...]:
         """Whether the numbers that begin with `prefix` lie "in", "out" of or are "cut" by the range, per length.

@@ -298,6 +298,30 @@ class TestColumnFeatures:
         assert bool(missing.isfinite().all())
         assert all((missing - other).abs().max() > 1e-3 for other in others)
 
+    def test_ranks_end_where_the_training_rows_do(self):
+        features = ColumnFeatures(2, 8)
+        features.fit(torch.stack([torch.linspace(0.2, 0.8, 101), torch.full((101,), 0.5)], dim=1))
+        found = features.ranks(torch.tensor([[-5.0, -5.0], [0.2, 0.4], [0.8, 0.6], [7.0, 7.0]]))
+        assert bool(found.isfinite().all())
+        assert found[:, 0].tolist() == pytest.approx([0.0, 0.0, 1.0, 1.0])
+        assert found[:, 1].tolist() == pytest.approx([0.0, 0.0, 1.0, 1.0])  # all rows hold one value
+
+    def test_a_missing_values_waves_are_a_flag_alone(self):
+        features = ColumnFeatures(2, 8)
+        waves = features.waves(torch.tensor([[float("nan"), 0.3], [0.3, float("nan")]]))
+        waves, flags = waves.unflatten(1, (2, -1)).tensor_split([waves.shape[1] // 2 - 1], dim=2)
+        assert flags[..., 0].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+        assert not waves[0, 0].any() and not waves[1, 1].any()
+        assert torch.equal(waves[0, 1], waves[1, 0])
+
+    def test_they_are_computed_in_float32(self, encoder):
+        model = build(encoder, DECODERS["gpt2"](), num_feature_columns=1, feature_size=16).bfloat16().eval()
+        values = torch.tensor([[0.5], [0.5005], [0.501], [0.5015]])  # one number in bfloat16
+        inputs = {name: batch()[name][:1].expand(4, -1) for name in ("input_ids", "attention_mask")}
+        posterior = model.encode(**inputs, feature_values=values)
+        assert posterior.mean.dtype == posterior.log_variance.dtype == torch.float32
+        assert len(posterior.mean.unique(dim=0)) == 4
+
     def test_they_reach_the_posterior_and_the_checkpoint(self, encoder, tmp_path):
         torch.manual_seed(0)
         decoder = DECODERS["gpt2"]()
@@ -314,6 +338,28 @@ class TestColumnFeatures:
         assert torch.equal(expected, found)
         with pytest.raises(ValueError, match="reads 2 values of a record beside its text: pass feature_values="):
             model.encode(inputs["input_ids"], inputs["attention_mask"])
+        with pytest.raises(ValueError, match="reads 2 values of a record"):
+            model.encode(inputs["input_ids"], inputs["attention_mask"], values[:, :1])
+
+
+def test_a_posteriors_width_stays_within_bounds(encoder):
+    """A width of 0 or infinity would end a training in NaN."""
+    model = build(encoder, DECODERS["gpt2"]()).eval()
+    inputs = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+    for bias, expected in ((-1e4, -12.0), (1e4, 4.0)):
+        torch.nn.init.constant_(model.posterior_log_variance.bias, bias)
+        assert (model.encode(**inputs).log_variance == expected).all()
+    torch.nn.init.zeros_(model.posterior_log_variance.weight)
+    for inside in (-11.5, -3.0, 3.5):
+        torch.nn.init.constant_(model.posterior_log_variance.bias, inside)
+        assert (model.encode(**inputs).log_variance == inside).all()
+
+
+def test_frozen_parts_never_draw_dropout(encoder):
+    frozen = build(encoder, DECODERS["gpt2"](), encoder_training="frozen").train()
+    assert frozen.training and not frozen.encoder.training and not frozen.decoder.training
+    trained = build(encoder, DECODERS["gpt2"]()).train()
+    assert trained.encoder.training and not trained.decoder.training
 
 
 def test_a_t5_encoder_round_trips(tmp_path):

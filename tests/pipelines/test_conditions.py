@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -60,6 +62,59 @@ def test_ranges_are_drawn_by_overlap(encoder):
     assert set(labels[:, 1].tolist()) == {0, 1}
     beyond = encoder.condition_labels({"age": ColumnCondition(minimum=90, maximum=99)}, generators(2))
     assert beyond[:, 1].tolist() == [3, 3]
+
+
+def test_a_range_below_all_that_was_seen_is_the_first_bin(encoder):
+    below = encoder.condition_labels({"age": ColumnCondition(minimum=-9, maximum=-5)}, generators(2))
+    assert below[:, 1].tolist() == [0, 0]
+    open_end = encoder.condition_labels({"age": ColumnCondition(maximum=-5)}, generators(2))
+    assert open_end[:, 1].tolist() == [0, 0]
+
+
+def test_one_number_is_a_range_too(encoder):
+    inside = encoder.condition_labels({"age": ColumnCondition(minimum=6, maximum=6)}, generators(50))
+    assert set(inside[:, 1].tolist()) == {1}
+    on_the_edge = encoder.condition_labels({"age": ColumnCondition(minimum=8.5, maximum=8.5)}, generators(50))
+    assert set(on_the_edge[:, 1].tolist()) == {1, 2}
+
+
+def test_bins_without_a_width_can_be_drawn():
+    """All equal, or so many equal that they are a bin: their share counts."""
+    records = [{"n": 5}] * 9 + [{"n": 6}]
+    encoder = ConditionEncoder([{"column": "n", "edges": [5.0], "shares": [0.0, 1.0], "range": [5.0, 5.0]}])
+    labels = encoder.condition_labels({"n": ColumnCondition(minimum=0, maximum=9)}, generators(20))
+    assert labels.tolist() == [[1]] * 20
+    fitted = ConditionEncoder.fit(records, RecordSchema.infer(records).columns, ["n"], num_bins=4)
+    labels = fitted.condition_labels({"n": ColumnCondition(minimum=5, maximum=6)}, generators(20))
+    assert set(labels[:, 0].tolist()) <= set(fitted.labels(records)[:, 0].tolist())
+
+
+def test_draws_are_the_generators(encoder, schema):
+    condition = check_condition({"kind": ["cat", "dog"], "age": (2, 15)}, schema.columns)
+    first, second = (encoder.condition_labels(condition, generators(40)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_ranges_are_closed_and_none_is_in_no_range():
+    condition = ColumnCondition(minimum=1, maximum=2)
+    assert [condition.holds(value) for value in (0.9, 1, 1.5, 2, 2.1, None)] == [False, True, True, True, False, False]
+    assert ColumnCondition(minimum=1).holds(1e9) and ColumnCondition(maximum=1).holds(-1e9)
+    assert ColumnCondition(values=(None, "a")).holds(None)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, [math.inf], (math.nan, 3), (0, math.inf), True, (False, 1)])
+def test_numbers_that_no_record_holds_are_refused(schema, value):
+    for column in ("age", "weight"):
+        with pytest.raises(ConditionError, match=f"'{column}'"):
+            check_condition({column: value}, schema.columns)
+
+
+def test_nan_is_a_missing_value(schema):
+    found = check_condition({"weight": math.nan}, schema.columns)["weight"]
+    assert found == check_condition({"weight": None}, schema.columns)["weight"]
+    assert found.holds(None) and not found.holds(2.5)
+    with pytest.raises(ConditionError, match="'age'"):
+        check_condition({"age": math.nan}, schema.columns)
 
 
 def test_chosen_columns(schema):

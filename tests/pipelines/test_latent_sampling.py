@@ -165,6 +165,7 @@ def test_latents_lie_on_a_grid() -> None:
     steps = latents.double() / LATENT_GRID
     assert torch.equal(steps, steps.round())
     assert len(steps.unique()) == 120
+    assert not latents.requires_grad
 
 
 def test_churn_adds_noise_of_the_rows_own_and_none_without() -> None:
@@ -275,6 +276,41 @@ def test_sampling_logs_no_warning() -> None:
     assert [record.getMessage() for record in records] == []
 
 
+def test_dropout_is_no_part_of_sampling() -> None:
+    denoiser = tiny_denoiser(dropout=0.5)
+
+    def run(training: bool) -> torch.Tensor:
+        return sample_latents(
+            denoiser.train(training), KarrasVeScheduler(), 3, generators=generators(3), num_inference_steps=5
+        )
+
+    trained = run(True)
+    assert denoiser.training
+    # Built anew in the other mode, too.
+    denoiser = tiny_denoiser(dropout=0.5)
+    assert torch.equal(run(False), trained)
+
+
+def test_the_network_is_evaluated_twice_for_guidance_alone() -> None:
+    calls: list[Any] = []
+
+    class Counting(GaussianDenoiser):
+        def denoise(self, noisy: torch.Tensor, sigma: Any, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+            calls.append(class_labels)
+            return super().denoise(noisy, sigma, class_labels)
+
+    def count(scale: float, labels: torch.Tensor | None) -> int:
+        calls.clear()
+        denoiser = Counting(torch.zeros(1, 3))
+        sample_latents(
+            denoiser, KarrasVeScheduler(), 2, num_inference_steps=5, guidance_scale=scale, class_labels=labels
+        )
+        return len(calls)
+
+    labels = torch.zeros(2, 1, dtype=torch.long)
+    assert [count(1.0, labels), count(2.0, None), count(2.0, labels)] == [9, 9, 18]
+
+
 def test_no_generators_means_fresh_noise() -> None:
     denoiser, scheduler = tiny_denoiser(), KarrasVeScheduler(s_churn=0)
     torch.manual_seed(0)
@@ -319,6 +355,29 @@ def test_variation_goes_from_the_start_to_a_fresh_sample(make_scheduler: Any) ->
     assert distances[0] == 0.0
     assert 0 < distances[1] < 0.7 * distances[2]
     torch.testing.assert_close(vary(1.0).mean(0), 2 * MEAN, atol=0.35, rtol=0)
+
+
+def test_a_start_goes_back_whole_steps_and_by_nothing_unchanged() -> None:
+    start, denoiser = torch.randn(2, 6), tiny_denoiser()
+
+    def vary(strength: float) -> tuple[torch.Tensor, int]:
+        steps: list[int] = []
+        varied = sample_latents(
+            denoiser,
+            KarrasVeScheduler(),
+            2,
+            num_inference_steps=10,
+            start_latents=start,
+            start_strength=strength,
+            callback_on_step_end=lambda step, timestep, values: steps.append(step),
+        )
+        return varied, len(steps)
+
+    assert [vary(strength)[1] for strength in (0.0, 0.01, 0.1, 0.21, 1.0)] == [0, 1, 1, 3, 10]
+    same = vary(0.0)[0]
+    assert torch.equal(same, start)
+    same.zero_()  # the caller's own
+    assert not torch.equal(same, start)
 
 
 def test_partial_start_has_the_exact_posterior_spread() -> None:
@@ -397,11 +456,20 @@ def test_no_rows_is_no_error() -> None:
         ({"start_latents": torch.zeros(1, 6), "start_strength": 0.5}, "start_latents must have shape"),
         ({"class_labels": torch.zeros(2, 1, dtype=torch.long)}, "without class_sizes"),
         ({"chunk_size": 0}, "chunk_size"),
+        ({"generators": [SimpleNamespace(device=torch.device("cuda"))] * 2}, "must be CPU generators"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample_latents(tiny_denoiser(), KarrasVeScheduler(), 2, **arguments)
+
+
+def test_numbers_and_labels_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match="num must be at least 0"):
+        sample_latents(tiny_denoiser(), KarrasVeScheduler(), -1)
+    labels = torch.tensor([[0], [3]])
+    with pytest.raises(ValueError, match="must be between 0 and 1, or 2 for the null class"):
+        sample_latents(tiny_denoiser(class_sizes=[2]), KarrasVeScheduler(), 2, class_labels=labels)
 
 
 def test_schedulers_that_do_not_fit_are_refused_with_a_remedy() -> None:

@@ -393,6 +393,20 @@ def small_vocabulary(characters: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def test_a_text_of_nothing_and_tokens_without_logits_are_no_values(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DecodingError, match="cannot spell ''"):
+        compile_values(tokenizer, ValueSpec("a", "category", texts=("",)))
+    word = tokenizer.decode([len(tokenizer) - 1]).strip()  # with a space before, the last token
+    spec, options = ValueSpec("a", "category", texts=(f"a {word}",)), {"bos_token_id": 0, "eos_token_id": 1}
+    assert tokenize_segment(tokenizer, spec.texts[0])[-1] == len(tokenizer) - 1
+    for size in (len(tokenizer), len(tokenizer) + 5):
+        RecordConstraint.compile(tokenizer, vocab_size=size, fixed_segments=["", "."], values=[spec], **options)
+    with pytest.raises(DecodingError, match=f"cannot spell 'a {word}'"):
+        RecordConstraint.compile(
+            tokenizer, vocab_size=len(tokenizer) - 1, fixed_segments=["", "."], values=[spec], **options
+        )
+
+
 def test_a_vocabulary_that_cannot_spell_the_schema_is_refused() -> None:
     poor = small_vocabulary('{}": ,abcnul0123456789\n')
     compile_values(poor, ValueSpec("a", "category", texts=('"b"',)))

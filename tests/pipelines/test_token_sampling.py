@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,38 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     assert set(draw(equal, np.arange(4), 400, top_p=1e-9)) == {0}
 
 
+def test_top_p_below_one_drops_even_the_least_probable() -> None:
+    largest, logits = SimpleNamespace(uniform=lambda: 1 - 2.0**-53), torch.log(torch.tensor([1 - 2.0**-20, 2.0**-20]))
+    drawn = [choose_tokens(logits[None], [np.arange(2)], [largest], top_p=share) for share in (1.0, 1 - 2.0**-19)]
+    assert drawn == [[1], [0]]
+
+
+def test_the_smallest_number_draws_the_first_token_that_is_allowed() -> None:
+    """0.0 is as likely as any other number, and the cumulative distribution begins with tokens of no weight."""
+    smallest = SimpleNamespace(uniform=lambda: 0.0)
+    for first in (1, 255, 256, 299):
+        mask = np.zeros(600, dtype=np.bool_)
+        mask[first:500] = True
+        assert choose_tokens(torch.zeros(1, 600), [mask], [smallest]) == [first]
+    logits = torch.zeros(1, 4)
+    logits[0, 0] = -200.0  # allowed, but its weight is 0 in float32
+    assert choose_tokens(logits, [np.arange(4)], [smallest]) == [1]
+
+
+def test_logits_are_taken_as_float32_whatever_their_size_and_dtype() -> None:
+    torch.manual_seed(6)
+    logits = torch.randn(300) * 3
+    exact = (logits * 64).round() / 64  # so is 4096 more
+    plain = draw(exact, np.arange(300), 300)
+    assert (draw(exact + 4096, np.arange(300), 300) == plain).all()
+    mask = np.ones(300, dtype=np.bool_)
+    for dtype in (torch.bfloat16, torch.float16):
+        expected = draw(logits.to(dtype).float(), np.arange(300), 300, temperature=0.7)
+        assert (draw(logits.to(dtype), np.arange(300), 300, temperature=0.7) == expected).all()
+        assert (draw(logits.to(dtype), mask, 300, temperature=0.7) == expected).all()
+    assert len(set(plain)) > 10
+
+
 def test_bounds_that_keep_all_change_nothing() -> None:
     torch.manual_seed(4)
     logits = torch.randn(300) * 5
@@ -134,8 +167,20 @@ def test_options_of_numpys_types() -> None:
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:
-    with pytest.raises(SamplingError, match="not finite"):
-        draw(torch.full((4,), float("nan")), np.arange(4), 1)
+    for value in (math.nan, math.inf, -math.inf):
+        for choices in (np.arange(4), np.ones(4, dtype=np.bool_)):
+            with pytest.raises(SamplingError, match="not finite"):
+                draw(torch.full((4,), value), choices, 1)
+
+
+def test_a_whole_vocabulary_is_summed_without_losing_its_small_tokens() -> None:
+    """Against float64 throughout: in float32 one draw in twenty would be its neighbour's."""
+    torch.manual_seed(5)
+    logits, mask = torch.randn(50_000), np.ones(50_000, dtype=np.bool_)
+    cumulative = (logits - logits.max()).exp().double().cumsum(0).numpy()
+    uniforms = np.array([RowRandom(0, row).uniform() for row in range(200)])
+    expected = np.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    assert (draw(logits, mask, 200) != expected).sum() <= 2
 
 
 def test_row_randomness_is_a_function_of_seed_row_and_attempt() -> None:
@@ -152,6 +197,17 @@ def test_row_randomness_is_a_function_of_seed_row_and_attempt() -> None:
         torch.randn(3, generator=RowRandom(3, 4).latent_generator()),
     )
     assert all(0 <= number < 1 for number in used)
+    labels = torch.randn(3, generator=random.label_generator())
+    assert torch.equal(labels, torch.randn(3, generator=RowRandom(3, 4).label_generator()))
+    assert not torch.equal(labels, torch.randn(3, generator=random.latent_generator()))
+
+
+def test_random_numbers_are_those_of_earlier_versions() -> None:
+    """A seed gives the same rows for good: these numbers change for no reason."""
+    random = RowRandom(-3, 4, 1)
+    assert [random.uniform(), random.uniform()] == [0.5462645137613529, 0.866521319458468]
+    assert torch.randint(2**40, (2,), generator=random.latent_generator()).tolist() == [128252413696, 889131381162]
+    assert torch.randint(2**40, (2,), generator=random.label_generator()).tolist() == [262613620315, 56277384850]
 
 
 @pytest.mark.parametrize("arguments", [("1", 0), (1.5, 0), (None, 0), (True, 0), (0, -1), (0, 0, -2), (0, "a")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +34,8 @@ def test_a_model_without_a_draft_has_no_loss_of_it():
 
 def test_a_draft_needs_a_head_of_plain_numbers(monkeypatch):
     model = build(tiny_encoder(), DECODERS["mistral_grouped"](), **DRAFT)
-    for head in (None, torch.nn.Module()):
+    quantised = SimpleNamespace(weight=torch.zeros(60, 32, dtype=torch.int8))
+    for head in (None, torch.nn.Module(), quantised):
         monkeypatch.setattr(model.decoder, "get_output_embeddings", lambda head=head: head)
         with pytest.raises(ValueError, match="draft_places"):
             draft_loss(model, torch.randn(2, 8), torch.full((2, 1), 3))
@@ -57,6 +60,14 @@ def test_the_drafts_loss_is_of_the_tokens_at_its_places():
     labels[0, 5] = 59  # larger than all of the draft's
     changed = draft_loss(model, latents, labels)[0]
     torch.testing.assert_close(changed, expected[0] - nats[0, 3, 0] + nats[0, 3, 6])
+
+
+def test_a_draft_is_not_asked_for_padding():
+    torch.manual_seed(0)
+    model = build(tiny_encoder(), DECODERS["mistral_grouped"](), **DRAFT).eval()
+    speak(model)
+    latents, labels = torch.randn(1, 8), torch.tensor([[3, -100, -100, -100]])
+    torch.testing.assert_close(draft_loss(model, latents, labels), draft_loss(model, latents, labels[:, :1]))
 
 
 def test_the_loss_has_the_columns_term_if_it_has_a_weight(with_features):
