@@ -195,7 +195,7 @@ class _Shape:
 
     def __init__(self, places: _Places, depth: int = 0) -> None:
         places.more(depth)
-        self._places, self._depth = places, depth
+        self._places = places
         self.nulls, self.booleans = 0, 0
         self.numbers: _Numbers | None = None
         self.strings: _Strings | None = None

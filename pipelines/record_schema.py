@@ -6,7 +6,6 @@ model and how what the model writes is read back. It is a plain value: JSON-able
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,11 +99,11 @@ class RecordSchema:
         Float columns whose values are all whole are integers (pandas reads an integer column with missing values so);
         :meth:`to_pandas` restores the float dtype. Strings stay strings even if they look like numbers or booleans.
         """
-        try:  # by name: the file must load where difflm is not installed
-            inference = importlib.import_module("difflm.pipelines.record_inference")
+        try:
+            from difflm.pipelines.record_inference import infer_schema
         except ImportError as error:
             raise SchemaError("inferring a schema needs the difflm package: pip install difflm") from error
-        schema = inference.infer_schema(
+        schema = infer_schema(
             as_dataframe(data),
             record_format=record_format,
             max_categories=max_categories,
@@ -112,6 +111,7 @@ class RecordSchema:
             text_columns=text_columns,
             category_columns=category_columns,
         )
+        # A published copy of this class is another one than the installed package's.
         return schema if isinstance(schema, cls) else cls.from_dict(schema.to_dict())
 
     @classmethod

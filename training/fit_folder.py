@@ -27,6 +27,7 @@ from difflm.files import atomic_folder, read_json, write_json
 from difflm.training.fingerprint import check_same
 from difflm.training.processes import is_main_process, wait_for_everyone
 from difflm.training.progress import no_file_bars
+from difflm.training.script_results import save_result
 
 
 INDEX = "model_index.json"
@@ -108,7 +109,8 @@ class FitFolder:
         wait_for_everyone()
         if swapping and is_main_process():
             with self._lock():
-                self._swap()
+                if (self.checkpoints / FINISHED).is_dir():  # the fit that was swapping may have ended meanwhile
+                    self._swap()
         wait_for_everyone()
         if resume and swapping:
             return "done"
@@ -207,10 +209,7 @@ class FitFolder:
 
     def save_autoencoder(self, save: Callable[[Path], None]) -> None:
         """Keep the first stage's result, whole, so that an interruption later does not cost it."""
-        if is_main_process():
-            with atomic_folder(self.autoencoder) as folder:
-                save(folder)
-        wait_for_everyone()
+        save_result(self.autoencoder, save)
 
     def save_pipeline(self, save: Callable[[Path], None]) -> None:
         """Save the new pipeline beside the old one, then let it take the old one's place; then drop the checkpoints.

@@ -167,7 +167,7 @@ def fit(
     folder = FitFolder(output_dir)
     begins = folder.check(resume=resume, overwrite=overwrite)
     if begins == "done":
-        return DiffLMPipeline.from_pretrained(folder.path)
+        return DiffLMPipeline.from_pretrained(folder.path).to(choose_device(device))
     prepared = prepare(
         data,
         settings,
@@ -336,7 +336,8 @@ def _autoencoder_minutes(
 ) -> float:
     """The autoencoder's part of the time: what encoding and the denoiser need is kept, however slow the processor."""
     policy, minutes = settings.policy, cast(float, settings.max_minutes)
-    encoding = sum(estimated_seconds(model, part, encoder_pad_token_id=pad_token_id) for part in datasets) / 60
+    options = {"batch_size": policy.encoding_batch_size, "encoder_pad_token_id": pad_token_id}
+    encoding = sum(estimated_seconds(model, part, **options) for part in datasets) / 60
     most = policy.autoencoder_share if model.record_draft is None else policy.autoencoder_share_with_draft
     (encoding,) = from_main(encoding)
     share = min(most, 1 - policy.denoiser_share - encoding / minutes)
@@ -481,10 +482,10 @@ def save_pipeline(pipeline: DiffLMPipeline, fitted: FittedAutoencoder, log: dict
     write_json(folder / "training_log.json", log)
 
 
-def warn_of_idle_latents(log: dict[str, Any], policy: Policy | None = None) -> None:
+def warn_of_idle_latents(log: dict[str, Any], policy: Policy) -> None:
     """Say so if records are hardly written better from their own latents than from others'."""
     own, shuffled = log["reconstruction_own_latent"], log["reconstruction_shuffled_latent"]
-    if shuffled < (policy or Policy()).min_shuffled_to_own * own:
+    if shuffled < policy.min_shuffled_to_own * own:
         warnings.warn(
             f"The latents say little about their records: one costs {own:.1f} nats from its own latent and "
             f"{shuffled:.1f} from another's, so that the columns of sampled records will fit each other poorly. "

@@ -50,8 +50,3 @@ class TimeBudget:
     def share(self) -> float:
         """Share of the budget that is used, 0 to 1; 0 without a limit."""
         return 0.0 if self.max_seconds is None else min(1.0, self.seconds / self.max_seconds)
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether nothing remains."""
-        return self.share >= 1.0

@@ -16,13 +16,14 @@ from typing import Literal, cast
 
 from transformers import set_seed
 
-from difflm.files import atomic_folder
 from difflm.pipelines.conditions import ConditionEncoder
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.build_autoencoder import build_autoencoder
+from difflm.training.fitted_autoencoder import STAGE
 from difflm.training.fitting import encode, train_autoencoder
 from difflm.training.preparation import prepare, resolve_settings
 from difflm.training.script_arguments import parse
+from difflm.training.script_results import check_result_folder, save_result
 
 
 @dataclass
@@ -30,7 +31,7 @@ class ScriptArguments:
     """What is trained on what."""
 
     data: str = field(metadata={"help": "Table: .csv, .tsv, .parquet, .jsonl or .json."})
-    save_dir: str = field(metadata={"help": "Folder for the trained autoencoder and the latents."})
+    save_dir: str = field(metadata={"help": "Folder for the autoencoder and the latents; an earlier one is replaced."})
     output_dir: str = field(default="checkpoints", metadata={"help": "Folder for checkpoints."})
     validation: str | None = field(default=None, metadata={"help": "Held-out table. None: a tenth of the data."})
     domain: str = field(default="tables", metadata={"help": "What the data is."})
@@ -53,6 +54,7 @@ class ScriptArguments:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the script."""
     script, training_kwargs = parse(ScriptArguments, AutoencoderTrainingArguments, words)
+    check_result_folder(script.save_dir, STAGE)
     resume_from = training_kwargs.pop("resume_from_checkpoint", None)
     names = ("encoder", "decoder", "injection", "record_format", "epochs", "max_minutes", "batch_size")
     chosen = {name: getattr(script, name) for name in names}
@@ -80,8 +82,7 @@ def main(words: Sequence[str] | None = None) -> None:
         training_kwargs=training_kwargs,
     )
     fitted = encode(model, prepared, conditions, log | {"seed": script.seed}, show_progress=show_progress)
-    with atomic_folder(script.save_dir) as folder:
-        fitted.save(folder)
+    save_result(script.save_dir, fitted.save)
 
 
 if __name__ == "__main__":

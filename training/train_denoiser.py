@@ -13,11 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from difflm.files import atomic_folder
+from difflm.pipelines.checkpoint_safety import INDEX
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.fitted_autoencoder import FittedAutoencoder
 from difflm.training.fitting import assemble, save_pipeline, train_denoiser
+from difflm.training.processes import is_main_process
 from difflm.training.script_arguments import parse
+from difflm.training.script_results import check_result_folder, save_result
 
 
 @dataclass
@@ -25,7 +27,7 @@ class ScriptArguments:
     """Folders and network; the training's own options are [`DenoiserTrainingArguments`]'."""
 
     autoencoder: str = field(metadata={"help": "Folder that train_autoencoder wrote."})
-    save_dir: str = field(metadata={"help": "Folder for the pipeline; replaced if it exists."})
+    save_dir: str = field(metadata={"help": "Folder for the pipeline; an earlier one is replaced."})
     output_dir: str = field(default="denoiser_checkpoints", metadata={"help": "Folder for checkpoints."})
     denoiser: str = field(default="{}", metadata={"help": "Arguments of DiffLMDenoiser to change, as JSON."})
     unconditional: bool = field(default=False, metadata={"help": "Learn no conditions on columns."})
@@ -38,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the script and return its exit code."""
     script, denoiser_kwargs = parse(ScriptArguments, DenoiserTrainingArguments, words)
     try:
+        check_result_folder(script.save_dir, INDEX)
         fitted = FittedAutoencoder.load(script.autoencoder)
         changes = json.loads(script.denoiser)
         fitted.settings = replace(fitted.settings, denoiser=fitted.settings.denoiser | changes)
@@ -54,11 +57,12 @@ def main(words: Sequence[str] | None = None) -> int:
             denoiser_kwargs=denoiser_kwargs,
         )
         pipeline = assemble(fitted, denoiser)
-        with atomic_folder(script.save_dir) as folder:
-            save_pipeline(pipeline, fitted, log, folder)
+        save_result(script.save_dir, lambda folder: save_pipeline(pipeline, fitted, log, folder))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not is_main_process():  # of several processes one speaks
+        return 0
     best = min(entry["validation_loss"] for entry in log["denoiser_history"])
     print(
         f"Best validation loss {best:.4f} in {log['denoiser_steps']} steps ({log['denoiser_stop_reason']}), "

@@ -248,7 +248,7 @@ def test_a_fit_that_was_too_short_says_so(own, shuffled, idle):
     log = {"reconstruction_own_latent": own, "reconstruction_shuffled_latent": shuffled, "rows_seen": 3104}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_idle_latents(log)
+        warn_of_idle_latents(log, Policy())
     assert len(caught) == idle
     if idle:
         assert "one costs 60.9 nats from its own latent and 64.0 from another's" in str(caught[0].message)

@@ -38,7 +38,6 @@ def test_the_error_names_the_row_its_longest_column_and_what_to_do(preset, notes
     assert "overlong='drop'" in message
 
 
-@pytest.mark.xfail(reason="the command's options come with the command", strict=False)
 def test_what_the_error_advises_the_command_takes(preset, notes):
     with pytest.raises(RecordTooLongError) as caught:
         prepare(notes, preset, max_length=100)

@@ -35,7 +35,6 @@ def test_the_default_is_the_one_documented(name):
     assert float(values[names.index(name)]) == getattr(Policy(), name)
 
 
-@pytest.mark.xfail(reason="the trainers take theirs in a change under way", strict=False)
 def test_every_field_is_used():
     source = "".join(
         path.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import train_autoencoder, train_denoiser
+from difflm.training import script_results, train_autoencoder, train_denoiser
 from difflm.training.fitted_autoencoder import FittedAutoencoder
 from difflm.training.fitting import fit
 from difflm.training.presets import PRESETS
@@ -96,3 +96,20 @@ def test_a_stage_that_is_none_is_named(fitted, tmp_path, capsys):
     assert second_script(tmp_path / "stage", tmp_path) == 1
     assert "stage.json: not a readable JSON file" in capsys.readouterr().err
     assert not (tmp_path / "pipeline").exists()
+
+
+def test_a_folder_of_something_else_is_not_touched(table, tmp_path, model_folders, capsys):
+    for name in ("stage", "pipeline"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"stage exists and is no earlier result \(no stage.json\)"):
+        first_script(table, tmp_path, model_folders)
+    assert second_script(tmp_path / "nowhere", tmp_path) == 1
+    assert "pipeline exists and is no earlier result (no model_index.json)" in capsys.readouterr().err
+    assert all((tmp_path / name / "thesis.txt").is_file() for name in ("stage", "pipeline"))
+
+
+def test_of_several_processes_one_writes_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(script_results, "is_main_process", lambda: False)
+    script_results.save_result(tmp_path / "result", lambda folder: pytest.fail("it is another's to write"))
+    assert list(tmp_path.iterdir()) == []
