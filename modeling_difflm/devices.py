@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from difflm.errors import ArgumentError
 from difflm.modeling_difflm import compute_device, multiplies_bf16
 
 
@@ -23,20 +24,20 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there is no such device here.
     """
     chosen = compute_device() if device in (None, "auto") else _parsed(str(device))
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ValueError(f"device {str(chosen)!r}: torch finds no CUDA device here; use 'cpu' or 'auto'")
+            raise ArgumentError(f"device {str(chosen)!r}: torch finds no CUDA device here; use 'cpu' or 'auto'")
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if chosen.index is None and local_rank:
             chosen = torch.device("cuda", local_rank)
         if chosen.index is not None and chosen.index >= torch.cuda.device_count():
-            raise ValueError(f"device {str(chosen)!r}: there are {torch.cuda.device_count()} CUDA devices here")
+            raise ArgumentError(f"device {str(chosen)!r}: there are {torch.cuda.device_count()} CUDA devices here")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps': torch finds none here; use 'cpu' or 'auto'")
+        raise ArgumentError("device 'mps': torch finds none here; use 'cpu' or 'auto'")
     return chosen
 
 
@@ -52,11 +53,11 @@ def decoder_options(device: torch.device, dtype: str | None = None) -> dict[str,
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If it is none of these.
     """
     if dtype not in (None, "auto", *DTYPES):
-        raise ValueError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        raise ArgumentError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     if dtype not in (None, "auto"):
         return {"decoder_dtype": dtype}
     if device.type == compute_device().type:
@@ -69,4 +70,4 @@ def _parsed(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is none that torch knows: use auto, cpu, cuda, cuda:0, mps") from None
+        raise ArgumentError(f"device {name!r} is none that torch knows: use auto, cpu, cuda, cuda:0, mps") from None

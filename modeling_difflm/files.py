@@ -12,6 +12,8 @@ from glob import escape as glob_escape
 from pathlib import Path
 from typing import Any
 
+from difflm.errors import DamagedPipelineError
+
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -81,15 +83,15 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    DamagedPipelineError
         If the file does not hold a JSON object; the message names the file.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error}); copy the pipeline anew") from error
+        raise DamagedPipelineError(f"{path}: not a readable JSON file ({error}); copy the pipeline anew") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object; copy the pipeline anew")
+        raise DamagedPipelineError(f"{path}: expected a JSON object; copy the pipeline anew")
     return content
 
 

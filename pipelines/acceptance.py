@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .errors import ArgumentError
+
 
 def acceptance_checks(accept: Any) -> dict[str, Callable[[dict[str, Any]], bool]]:
     """Named checks from a callable, a dict of callables, or a pandera schema."""
@@ -16,7 +18,7 @@ def acceptance_checks(accept: Any) -> dict[str, Callable[[dict[str, Any]], bool]
         return {getattr(accept, "name", None) or "schema": _PanderaCheck(accept)}
     if callable(accept):
         return {getattr(accept, "__name__", "accept"): accept}
-    raise ValueError(f"accept must be a callable, a dict of callables or a pandera schema, not {accept!r}.")
+    raise ArgumentError(f"accept must be a callable, a dict of callables or a pandera schema, not {accept!r}.")
 
 
 class _PanderaCheck:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .errors import ArgumentError
 from .values import is_missing
 
 
@@ -69,7 +70,7 @@ def arrow_type(column: Column, big_integers: str = "decimal") -> pa.DataType | N
     import pyarrow as pa
 
     if big_integers not in BIG_INTEGERS:
-        raise ValueError(f"big_integers={big_integers!r} is not one of {', '.join(BIG_INTEGERS)}")
+        raise ArgumentError(f"big_integers={big_integers!r} is not one of {', '.join(BIG_INTEGERS)}")
     if column.stored is not None:
         # Decimals of one width in every file; the other types tell themselves.
         scale = re.fullmatch(r"decimal\((\d+)\)", column.stored)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import DiffLMError, SchemaError
+from .errors import ArgumentError, SchemaError
 
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 OUTPUT_TYPES = ("records", "pandas", "dataset", "latent")
 
-
-class ArgumentError(DiffLMError, ValueError):
-    """An argument has the wrong type, is out of range, or does not go with another one."""
 
 
 def integer(name: str, value: Any, minimum: int | None = None) -> int:

@@ -17,7 +17,7 @@ import transformers
 from diffusers import SchedulerMixin
 from transformers import PreTrainedTokenizerBase
 
-from .errors import DiffLMError
+from .errors import DamagedPipelineError
 
 
 INDEX = "model_index.json"
@@ -37,10 +37,6 @@ CONFIGURATIONS = ("config.json", ".index.json")
 DIVERTING = ("adapter_config.json",)
 DIVERTING_SETTINGS = ("transformers_weights", "quantization_config", "fast_tokenizer_files")
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
-
-
-class DamagedPipelineError(DiffLMError, ValueError):
-    """A saved pipeline is incomplete, altered, or of a newer layout; the message names the file and the remedy."""
 
 
 class UnsafePipelineError(DamagedPipelineError):

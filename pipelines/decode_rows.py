@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import ArgumentError
 from .packed_attention import PackedDecoder, UnsupportedDecoderError, packed, probe
 from .token_sampling import RowRandom, choose_tokens
 
@@ -189,7 +190,7 @@ def decode_rows(
             f"{type(decoder).__name__} cannot be run packed: sample with fast=False (its own generate)."
         )
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
     given = list(given_texts) if given_texts is not None else [None] * len(row_randoms)
     options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 
 try:
-    from difflm.errors import DiffLMError
+    from difflm.errors import ArgumentError, DamagedPipelineError, DiffLMError
 except ImportError:  # this file is published beside the weights, where difflm may be missing
 
     class DiffLMError(Exception):  # type: ignore[no-redef]
         """Base of the errors that difflm raises on purpose."""
+
+    class ArgumentError(DiffLMError, ValueError):  # type: ignore[no-redef]
+        """An argument has the wrong type, is out of range, or does not go with another one."""
+
+    class DamagedPipelineError(DiffLMError, ValueError):  # type: ignore[no-redef]
+        """A saved pipeline is incomplete, altered, or of a newer layout; the message names file and remedy."""
 
 
 class SchemaError(DiffLMError, ValueError):

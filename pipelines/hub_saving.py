@@ -29,6 +29,7 @@ from .checkpoint_safety import (
     verify,
     write_json,
 )
+from .errors import ArgumentError
 from .training_digests import DIGESTS_FILE, TrainingDigestsMixin, read_digests, strip_digests, write_digests
 
 
@@ -81,7 +82,7 @@ class HubSavingMixin(TrainingDigestsMixin):
             Of [`push_to_hub`].
         """
         if not kwargs.pop("safe_serialization", True) or kwargs.pop("variant", None) is not None:
-            raise ValueError("A DiffLMPipeline is saved as safetensors, without variants: leave both arguments out.")
+            raise ArgumentError("A DiffLMPipeline is saved as safetensors, without variants: leave both out.")
         if kwargs and not push_to_hub:
             raise TypeError(f"Unknown arguments of save_pretrained: {', '.join(sorted(kwargs))}.")
         target = Path(save_directory)
@@ -188,7 +189,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository id (`user/name`): {error}") from error
+        raise ArgumentError(f"{repo_id!r} is no repository id (`user/name`): {error}") from error
 
 
 def download_folder(repo_id: str, **options: Any) -> Path:
@@ -196,7 +197,7 @@ def download_folder(repo_id: str, **options: Any) -> Path:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If ``repo_id`` is neither a folder nor a repository id.
     FileNotFoundError
         If the repository holds no pipeline, or is not in the cache and the Hub must not or cannot be asked.
@@ -206,7 +207,7 @@ def download_folder(repo_id: str, **options: Any) -> Path:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{repo_id!r} is neither a folder with a saved pipeline nor a repository id (`user/name`)."
         ) from error
     try:

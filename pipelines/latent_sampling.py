@@ -11,6 +11,8 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from tqdm.auto import tqdm
 
+from .errors import ArgumentError
+
 
 # Callback at the end of a denoising step: (step, timestep, {"latents": noisy standardised latents, "rows": range}).
 # It may return a dict whose "latents" replace the current ones.
@@ -89,14 +91,14 @@ def sample_latents(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the arguments' sizes or ranges do not fit each other or the denoiser.
     TypeError
         If the scheduler is not one of the EDM family.
     """
     _check_scheduler(scheduler, denoiser, num_inference_steps)
     if num < 0 or chunk_size < 1:
-        raise ValueError(f"num must be at least 0 and chunk_size at least 1, got {num} and {chunk_size}.")
+        raise ArgumentError(f"num must be at least 0 and chunk_size at least 1, got {num} and {chunk_size}.")
     device, latent_size = denoiser.device, denoiser.config.latent_size
     rows_generators = _check_generators(generators, num)
     if class_labels is not None:
@@ -262,7 +264,7 @@ def _initial_latents(
 
 def _check_scheduler(scheduler: Any, denoiser: Any, num_inference_steps: int) -> None:
     if num_inference_steps < 2:  # Both the Karras ramp and diffusers' KarrasVeScheduler divide by steps - 1.
-        raise ValueError(f"num_inference_steps must be at least 2, got {num_inference_steps}.")
+        raise ArgumentError(f"num_inference_steps must be at least 2, got {num_inference_steps}.")
     if hasattr(scheduler, "step_correct"):
         return
     name = type(scheduler).__name__
@@ -273,12 +275,12 @@ def _check_scheduler(scheduler: Any, denoiser: Any, num_inference_steps: int) ->
         )
     sigma_data = denoiser.config.sigma_data
     if not math.isclose(scheduler.config.sigma_data, sigma_data):
-        raise ValueError(
+        raise ArgumentError(
             f"The scheduler's sigma_data is {scheduler.config.sigma_data} and the denoiser's is {sigma_data}: "
             f"build the scheduler as {name}(sigma_data={sigma_data})."
         )
     if scheduler.config.prediction_type != "epsilon":
-        raise ValueError(f"{name} must have prediction_type 'epsilon', got {scheduler.config.prediction_type!r}.")
+        raise ArgumentError(f"{name} must have prediction_type 'epsilon', got {scheduler.config.prediction_type!r}.")
 
 
 def _check_generators(generators: Sequence[torch.Generator] | None, num: int) -> list[torch.Generator]:
@@ -286,9 +288,9 @@ def _check_generators(generators: Sequence[torch.Generator] | None, num: int) ->
         seeds = torch.randint(2**63 - 1, (num,)).tolist()
         return [torch.Generator().manual_seed(seed) for seed in seeds]
     if len(generators) != num:
-        raise ValueError(f"generators must have one generator per row: got {len(generators)} for {num} rows.")
+        raise ArgumentError(f"generators must have one generator per row: got {len(generators)} for {num} rows.")
     if any(generator.device.type != "cpu" for generator in generators):
-        raise ValueError("generators must be CPU generators, so that a seed gives the same rows on every device.")
+        raise ArgumentError("generators must be CPU generators, so that a seed gives the same rows on every device.")
     return list(generators)
 
 
@@ -297,13 +299,13 @@ def _first_step(
 ) -> int:
     """Return the index of the first step to run: 0 from noise, later from given latents (as in image-to-image)."""
     if (start_latents is None) != (start_strength is None):
-        raise ValueError("start_latents and start_strength must be given together.")
+        raise ArgumentError("start_latents and start_strength must be given together.")
     if start_latents is None or start_strength is None:
         return 0
     if tuple(start_latents.shape) != (num, latent_size):
-        raise ValueError(f"start_latents must have shape {(num, latent_size)}, got {tuple(start_latents.shape)}.")
+        raise ArgumentError(f"start_latents must have shape {(num, latent_size)}, got {tuple(start_latents.shape)}.")
     if not 0 <= start_strength <= 1:
-        raise ValueError(f"start_strength must be between 0 and 1, got {start_strength}.")
+        raise ArgumentError(f"start_strength must be between 0 and 1, got {start_strength}.")
     return num_steps - math.ceil(num_steps * start_strength)
 
 

@@ -38,7 +38,7 @@ from .conditions import ColumnCondition, ConditionEncoder, check_condition
 from .date_forms import DateForm  # noqa: F401
 from .date_kinds import DateKind  # noqa: F401
 from .decode_rows import decode_rows  # noqa: F401
-from .errors import DiffLMError  # noqa: F401
+from .errors import ArgumentError
 from .grammar_cache import GrammarCache
 from .hub_saving import HubSavingMixin, download_folder
 from .json_schemas import NestedSchema  # noqa: F401
@@ -102,7 +102,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     ) -> None:
         super().__init__()
         if record_schema is None:
-            raise ValueError("A DiffLMPipeline needs the record_schema of its training data.")
+            raise ArgumentError("A DiffLMPipeline needs the record_schema of its training data.")
         self.register_modules(
             autoencoder=autoencoder,
             denoiser=denoiser,
@@ -292,7 +292,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         a batch only, so it is refused.
         """
         if kwargs.get("unique"):
-            raise ValueError("unique=True needs all rows at once: call the pipeline, or drop duplicates afterwards.")
+            raise ArgumentError("unique=True needs all rows: call the pipeline, or drop duplicates afterwards.")
         num_samples, batch_size = integer("num_samples", num_samples, 1), integer("batch_size", batch_size, 1)
         kwargs["seed"] = choose_seed(kwargs.get("seed"), kwargs.pop("generator", None))
         first_row = integer("first_row", first_row, 0)
@@ -368,7 +368,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         """Move the pipeline to a device; a dtype is the decoder's, what was trained stays in float32."""
         dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
         if len(dtypes) > 1:
-            raise ValueError(f"One dtype at most: {', '.join(map(str, dtypes))} were passed.")
+            raise ArgumentError(f"One dtype at most: {', '.join(map(str, dtypes))} were passed.")
         super().to(*(value for value in args if not isinstance(value, torch.dtype)), **kwargs)
         if dtypes:
             self.autoencoder.decoder.to(dtypes[0])

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .call_arguments import ArgumentError, choose_seed, integer, real
+from .call_arguments import choose_seed, integer, real
+from .errors import ArgumentError
 from .values import is_missing
 
 
@@ -26,7 +27,7 @@ class RecordEditingMixin:
         """
         batch_size, records = integer("batch_size", batch_size, 1), self.schema.to_records(records)
         if not records:
-            raise ValueError("There are no records to encode.")
+            raise ArgumentError("There are no records to encode.")
         return self._encode_records(records, batch_size)
 
     def _encode_records(
@@ -74,7 +75,7 @@ class RecordEditingMixin:
         seed : int, optional
         """
         if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in [0, 1], not {strength}.")
+            raise ArgumentError(f"strength must lie in [0, 1], not {strength}.")
         seed = choose_seed(seed, kwargs.pop("generator", None))
         latents = self._noised_and_denoised(self.encode(records), strength, seed, kwargs)
         return self(len(latents), latents=latents, seed=seed, **kwargs)
@@ -142,7 +143,7 @@ class RecordEditingMixin:
         if hasattr(records, "to_dict"):
             records = records.to_dict("records")
         if not records:
-            raise ValueError("There are no records to impute.")
+            raise ArgumentError("There are no records to impute.")
         known = [self._given_cells(row, record) for row, record in enumerate(records)]
         filled = [self.schema.normalize(self._typical_values() | cells) for cells in known]
         seed = choose_seed(seed, kwargs.pop("generator", None))
@@ -174,14 +175,14 @@ class RecordEditingMixin:
             ``[num_samples, latent_size]``.
         """
         if prior not in ("gaussian", "gmm", "encode"):
-            raise ValueError(f"prior={prior!r} is not one of gaussian, gmm, encode (the default is the diffusion).")
+            raise ArgumentError(f"prior={prior!r} is not one of gaussian, gmm, encode (the default is the diffusion).")
         num_samples, seed = integer("num_samples", num_samples, 1), integer("seed", seed)
         num_components = integer("num_components", num_components, 1)
         generator = torch.Generator().manual_seed(seed)
         if prior == "gaussian":
             return torch.randn(num_samples, self.denoiser.config.latent_size, generator=generator)
         if records is None:
-            raise ValueError(f"prior={prior!r} needs records=, rows of the training table.")
+            raise ArgumentError(f"prior={prior!r} needs records=, rows of the training table.")
         records = self.schema.to_records(records)
         if prior == "encode":
             chosen = torch.randint(len(records), (num_samples,), generator=generator)
@@ -198,7 +199,7 @@ class RecordEditingMixin:
     def _given_cells(self: Any, row: int, record: Mapping[str, Any]) -> dict[str, Any]:
         unknown = [name for name in record if name not in self.schema.names]
         if unknown:
-            raise ValueError(
+            raise ArgumentError(
                 f"Record {row} has the unknown column {unknown[0]!r}; known: {', '.join(self.schema.names)}."
             )
         return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from difflm.errors import DiffLMError
+from difflm.errors import ArgumentError, DiffLMError
 from difflm.files import atomic_file, drop_leftovers, write_json
 from difflm.pipelines.call_arguments import integer
 from difflm.pipelines.outputs import SamplingReport
@@ -71,9 +71,9 @@ def sample_shards(
     shard_size, num_samples = integer("shard_size", shard_size, 1), integer("num_samples", num_samples, 1)
     seed = integer("seed", seed)
     if not 0 <= process_index < num_processes:
-        raise ValueError(f"process_index must lie between 0 and {num_processes - 1}, not {process_index}.")
+        raise ArgumentError(f"process_index must lie between 0 and {num_processes - 1}, not {process_index}.")
     if options.get("unique"):
-        raise ValueError("unique=True needs all rows at once: drop duplicates from the shards afterwards.")
+        raise ArgumentError("unique=True needs all rows at once: drop duplicates from the shards afterwards.")
     folder = Path(folder)
     count = -(-num_samples // shard_size)
     settings = {"num_samples": num_samples, "seed": seed, "shard_size": shard_size, **options}

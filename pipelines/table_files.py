@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from difflm.errors import ArgumentError
 from difflm.files import atomic_file, write_text
 from difflm.pipelines.arrow_tables import csv_frame
 
@@ -23,7 +24,7 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If the ending is none of ``.parquet``, ``.csv``, ``.jsonl``.
     FileNotFoundError
         If the folder does not exist.
@@ -32,7 +33,7 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() not in ENDINGS:
-        raise ValueError(f"{path}: the file must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+        raise ArgumentError(f"{path}: the file must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder; create it first", str(target.parent))
     if target.is_dir():

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .checkpoint_safety import DamagedPipelineError, read_json, write_json
+from .checkpoint_safety import read_json, write_json
+from .errors import ArgumentError, DamagedPipelineError
 
 
 DIGESTS_FILE = "training_digests.safetensors"
@@ -99,12 +100,12 @@ class TrainingDigestsMixin:
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If there are none.
         """
         found = self._find_digests()
         if found is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"This pipeline has no digests of its training records ({DIGESTS_FILE}): a published one has "
                 "none unless it was pushed with digests. Sample from the fitted folder, or fit again."
             )

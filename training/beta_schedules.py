@@ -8,6 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from difflm.errors import ArgumentError
+
 
 class BetaSchedule(TrainerCallback, ExportableState):
     """Base of the schedules: holds ``beta``, which the trainer reads at every step and which checkpoints keep."""
@@ -54,7 +56,7 @@ class DecreasingBeta(BetaSchedule):
     ) -> None:
         super().__init__(beta)
         if not 0 < factor < 1:
-            raise ValueError(f"beta_factor must lie between 0 and 1, not {factor}.")
+            raise ArgumentError(f"beta_factor must lie between 0 and 1, not {factor}.")
         self.minimum, self.factor, self.patience, self.threshold = minimum, factor, patience, threshold
         self.best = math.inf
         self.evaluations_without_improvement = 0
@@ -112,9 +114,9 @@ class GeometricBeta(BetaSchedule):
     def __init__(self, beta: float = 0.1, minimum: float = 0.001, anneal_share: float = 0.67) -> None:
         super().__init__(beta)
         if not 0 < minimum <= beta:
-            raise ValueError(f"beta_minimum must lie above 0 and not above beta={beta}, not at {minimum}.")
+            raise ArgumentError(f"beta_minimum must lie above 0 and not above beta={beta}, not at {minimum}.")
         if not 0 < anneal_share <= 1:
-            raise ValueError(f"beta_anneal_share must lie between 0 and 1, not at {anneal_share}.")
+            raise ArgumentError(f"beta_anneal_share must lie between 0 and 1, not at {anneal_share}.")
         self.first, self.minimum, self.anneal_share = beta, minimum, anneal_share
 
     def advance(self, share: float) -> float:

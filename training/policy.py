@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from difflm.errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -95,7 +97,7 @@ class Policy:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If a share does not lie above 0 and at most at 1, a number is not positive, or bounds are out of order.
     """
 
@@ -142,29 +144,29 @@ class Policy:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"policy: {field.name} must be a number above 0, not {value!r}.")
+                raise ArgumentError(f"policy: {field.name} must be a number above 0, not {value!r}.")
             if isinstance(field.default, int) and value != int(value):
-                raise ValueError(f"policy: {field.name} must be a whole number, not {value!r}.")
+                raise ArgumentError(f"policy: {field.name} must be a whole number, not {value!r}.")
             if "share" in field.name and value > 1:
-                raise ValueError(f"policy: {field.name} is a share, at most 1, not {value!r}.")
+                raise ArgumentError(f"policy: {field.name} is a share, at most 1, not {value!r}.")
         for low, high in (
             ("min_evaluation_interval", "max_evaluation_interval"),
             ("min_denoiser_interval", "max_denoiser_interval"),
         ):
             if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"policy: {low} must not be above {high}.")
+                raise ArgumentError(f"policy: {low} must not be above {high}.")
 
     def changed(self, changes: Policy | Mapping[str, Any] | None) -> Policy:
         """Another policy, or this one with some fields replaced.
 
         Raises
         ------
-        ValueError
+        ArgumentError
             If there is no such field, or its value is out of range; the message names it.
         """
         if changes is None or isinstance(changes, Policy):
             return changes or self
         names = {field.name for field in dataclasses.fields(self)}
         if unknown := [name for name in changes if name not in names]:
-            raise ValueError(f"policy: there is no {unknown[0]!r}; its names are {', '.join(sorted(names))}.")
+            raise ArgumentError(f"policy: there is no {unknown[0]!r}; its names are {', '.join(sorted(names))}.")
         return dataclasses.replace(self, **changes)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from difflm.devices import choose_device
-from difflm.errors import DiffLMError
+from difflm.errors import ArgumentError, DiffLMError
 from difflm.modeling_difflm import multiplies_bf16, resolve_source
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.disclosure import Disclosure
@@ -107,12 +107,12 @@ def resolve_settings(
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there is no such preset, or no such field of the policy.
     """
     if isinstance(preset, str):
         if preset not in PRESETS:
-            raise ValueError(f"preset={preset!r} is not one of {', '.join(PRESETS)}.")
+            raise ArgumentError(f"preset={preset!r} is not one of {', '.join(PRESETS)}.")
         preset = PRESETS[preset]
     changes: dict[str, Any] = {
         # A path, too, is kept in the checkpoint by its name.
@@ -172,9 +172,9 @@ def prepare(
         If the data cannot be learned from.
     """
     if overlong not in OVERLONG:
-        raise ValueError(f"overlong={overlong!r} is neither 'refuse' nor 'drop'.")
+        raise ArgumentError(f"overlong={overlong!r} is neither 'refuse' nor 'drop'.")
     if max_length < 2:
-        raise ValueError(f"max_length={max_length} has no room for a record and its end.")
+        raise ArgumentError(f"max_length={max_length} has no room for a record and its end.")
     domain, options = find_domain(domain), dict(read_options or {})
     settings = dataclasses.replace(settings, record_format=_record_format(settings, domain))
     reading = domain.read(data, record_format=settings.record_format, **options)
@@ -227,14 +227,14 @@ def load_tokenizer(name: str) -> Any:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If it cannot be loaded; names the model.
     """
     source, gguf_file = resolve_source(name)
     try:
         return AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
     except ValueError as error:
-        raise ValueError(f"{name}: its tokenizer cannot be loaded: {error}") from error
+        raise ArgumentError(f"{name}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _without_problems(reading: Reading, domain: Domain, left_out: dict[str, int]) -> Reading:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from difflm.errors import ArgumentError
+
 
 class TimeBudget:
     """Time that work may take. Both stages, the warm-up and the fit around them count with it.
@@ -20,7 +22,7 @@ class TimeBudget:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If ``max_seconds`` is not positive.
     """
 
@@ -28,7 +30,7 @@ class TimeBudget:
         self, max_seconds: float | None = None, *, used: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"A time budget must be positive, not {max_seconds} seconds.")
+            raise ArgumentError(f"A time budget must be positive, not {max_seconds} seconds.")
         self.max_seconds, self._clock = max_seconds, clock
         self.start(used)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difflm.cli.options import HelpFormatter, add_device_options, add_reading_options, load_pipeline, reading_options
+from difflm.errors import ArgumentError
 
 
 ATTACKS = ("singling_out", "linkability", "inference")
@@ -91,9 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not Path(path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
     if arguments.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {arguments.seeds}")
+        raise ArgumentError(f"--seeds must be at least 1, not {arguments.seeds}")
     if not 0 <= arguments.seed < 1 << 32:
-        raise ValueError(f"--seed must be from 0 to {(1 << 32) - 1}, not {arguments.seed}")
+        raise ArgumentError(f"--seed must be from 0 to {(1 << 32) - 1}, not {arguments.seed}")
     if arguments.pipeline and Path(arguments.pipeline).is_dir():
         if not (Path(arguments.pipeline) / "model_index.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no fitted pipeline: it has no model_index.json", arguments.pipeline)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from difflm.cli.options import HelpFormatter, check_pipeline
+from difflm.errors import DamagedPipelineError
 from difflm.files import read_json
 
 
@@ -41,21 +42,21 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    DamagedPipelineError
         If the file is cut off or is no safetensors file.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ValueError(f"{path}: cut off or no safetensors file; copy the pipeline anew")
+            raise DamagedPipelineError(f"{path}: cut off or no safetensors file; copy the pipeline anew")
         try:
             header = json.loads(stream.read(length))
         except ValueError as error:
-            raise ValueError(f"{path}: broken safetensors header; copy the pipeline anew") from error
+            raise DamagedPipelineError(f"{path}: broken safetensors header; copy the pipeline anew") from error
     end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if 8 + length + end > size:
-        raise ValueError(f"{path}: cut off ({size} bytes of {8 + length + end}); copy the pipeline anew")
+        raise DamagedPipelineError(f"{path}: cut off ({size} bytes of {8 + length + end}); copy the pipeline anew")
     return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
@@ -113,7 +114,7 @@ def describe(pipeline: str | Path) -> dict[str, Any]:
     ------
     FileNotFoundError
         If there is no pipeline in the folder.
-    ValueError
+    DamagedPipelineError
         If one of its files is damaged.
     """
     folder = check_pipeline(str(pipeline))

@@ -19,6 +19,7 @@ from difflm.cli.options import (
     probability,
     temperature,
 )
+from difflm.errors import ArgumentError
 
 
 def condition_pair(text: str) -> tuple[str, str]:
@@ -140,9 +141,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     to_folder = is_folder(arguments.output)
     if to_folder and arguments.unique:
-        raise ValueError("--unique needs all records at once: name a file, or drop duplicates from the shards")
+        raise ArgumentError("--unique needs all records at once: name a file, or drop duplicates from the shards")
     if to_folder and arguments.overwrite:
-        raise ValueError("--overwrite replaces a file: remove the folder yourself, or name a new one")
+        raise ArgumentError("--overwrite replaces a file: remove the folder yourself, or name a new one")
     output = Path(arguments.output) if to_folder else check_output(arguments.output, overwrite=arguments.overwrite)
     if Path(arguments.pipeline).exists():
         check_pipeline(arguments.pipeline)
@@ -243,19 +244,19 @@ def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[s
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there is no such column, or a number column is given something else.
     """
     columns = {column.name: column for column in schema.columns}
     typed: dict[str, Any] = {}
     for name, text in condition:
         if name not in columns:
-            raise ValueError(f"--condition {name}={text}: no column {name!r}; the columns are {', '.join(columns)}")
+            raise ArgumentError(f"--condition {name}={text}: no column {name!r}; the columns are {', '.join(columns)}")
         value = _typed_value(text, columns[name])
         if name not in typed:
             typed[name] = value
         elif isinstance(value, tuple) or isinstance(typed[name], tuple):
-            raise ValueError(f"--condition {name}={text}: give one range for {name!r}, or values")
+            raise ArgumentError(f"--condition {name}={text}: give one range for {name!r}, or values")
         else:
             typed[name] = [*(typed[name] if isinstance(typed[name], list) else [typed[name]]), value]
     return typed
@@ -271,7 +272,9 @@ def _typed_value(text: str, column: Any) -> Any:
         # As JSON, Python, R and spreadsheets spell it.
         found = {"true": True, "false": False}.get(text.lower())
         if found is None:
-            raise ValueError(f"--condition {column.name}={text}: {column.name!r} is boolean; give true, false or null")
+            raise ArgumentError(
+                f"--condition {column.name}={text}: {column.name!r} is boolean; give true, false or null"
+            )
         return found
     if not column.rules.takes_ranges:
         return text
@@ -283,7 +286,7 @@ def _typed_value(text: str, column: Any) -> Any:
             return tuple(typed(end) if end else None for end in (low, high))
         return typed(text)
     except ValueError:
-        raise ValueError(
+        raise ArgumentError(
             f"--condition {column.name}={text}: {column.name!r} is {column.kind}; give a number, LOW..HIGH or null"
         ) from None
 

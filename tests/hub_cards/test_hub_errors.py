@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from difflm import DiffLMPipeline
+from difflm.errors import DamagedPipelineError
 from difflm.modeling_difflm import DecoderMismatchError, DiffLMModel
-from difflm.pipelines.checkpoint_safety import DamagedPipelineError
 from difflm.pipelines.hub_saving import push_folder
 
 

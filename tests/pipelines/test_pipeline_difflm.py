@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
+from difflm.errors import ArgumentError
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines import record_writers
-from difflm.pipelines.call_arguments import ArgumentError
 from difflm.pipelines.conditions import ConditionError
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline

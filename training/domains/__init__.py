@@ -5,6 +5,7 @@ One file per domain. A new one is a subclass of [`Domain`] in a file of its own,
 
 from __future__ import annotations
 
+from difflm.errors import ArgumentError
 from difflm.training.domains.domain import CardWords, Domain, Reading
 from difflm.training.domains.tables import Tables
 
@@ -19,11 +20,11 @@ def find_domain(domain: str | Domain) -> Domain:
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If there is none.
     """
     if isinstance(domain, Domain):
         return domain
     if domain not in DOMAINS:
-        raise ValueError(f"domain={domain!r} is not one of {', '.join(DOMAINS)}.")
+        raise ArgumentError(f"domain={domain!r} is not one of {', '.join(DOMAINS)}.")
     return DOMAINS[domain]

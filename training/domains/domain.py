@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from difflm.errors import ArgumentError
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.policy import Policy
 
@@ -127,7 +128,7 @@ class Domain(abc.ABC):
             members.setdefault(group, []).append(row)
         groups = list(members)
         if len(groups) < 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"All {count} records belong to one {self.words.source}: pass held-out ones (validation=...), or a "
                 "second source."
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from difflm.errors import ArgumentError
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.data import as_dataframe, read_table
@@ -94,7 +95,7 @@ def _frame(
     if isinstance(source, str | Path):
         return read_table(source, text_columns=text_columns, min_rows=min_rows, **options)
     if options:
-        raise ValueError(f"{', '.join(options)}: only for reading a file, not for {type(source).__name__}.")
+        raise ArgumentError(f"{', '.join(options)}: only for reading a file, not for {type(source).__name__}.")
     return as_dataframe(source, min_rows=min_rows)
 
 
