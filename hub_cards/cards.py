@@ -16,6 +16,7 @@ from difflm.files import read_json
 from difflm.hub_cards.disclosures import disclosures
 from difflm.pipelines.sharded_sampling import read_report, read_run
 from difflm.pipelines.training_digests import read_digests
+from difflm.training.domains import DOMAINS
 from difflm.training.evaluation.registry import FIGURES, titled
 
 
@@ -81,7 +82,7 @@ def model_card(
     index = read_json(_existing(folder / "model_index.json", "no saved pipeline here"))
     autoencoder = read_json(folder / "autoencoder" / "config.json")
     denoiser = read_json(folder / "denoiser" / "config.json")
-    log = read_json(folder / "training_log.json") if (folder / "training_log.json").is_file() else {}
+    log = _training_log(folder)
     figures = read_figures(folder, evaluation)
     repo_id = repo_id or folder.resolve().name
     schema = index.get("record_schema") or {}
@@ -94,7 +95,7 @@ def model_card(
         # The weights here sit between two models that are not changed: the injector is an adapter of the decoder.
         base_model_relation="adapter" if bases[0] else None,
         datasets=[dataset] if dataset and "/" in dataset else None,
-        tags=["difflm", "diffusers", "synthetic-data", "tabular", "arxiv:2411.03250"],
+        tags=["difflm", "diffusers", "synthetic-data", *_domain_tags(log), "arxiv:2411.03250"],
         metrics=sorted(figures) or None,
         model_name=repo_id if figures else None,
         eval_results=_eval_results(figures, dataset),
@@ -151,7 +152,8 @@ def dataset_card(
     ValueError
         If the table is unfinished, or has other columns than the pipeline's records.
     """
-    index = read_json(_existing(Path(folder) / "model_index.json", "no saved pipeline here"))
+    folder = Path(folder)
+    index = read_json(_existing(folder / "model_index.json", "no saved pipeline here"))
     columns = (index.get("record_schema") or {}).get("columns", [])
     settings, paths = read_run(shards)
     names = [column["name"] for column in columns]
@@ -166,7 +168,7 @@ def dataset_card(
     data = DatasetCardData(
         license=license,
         size_categories=[sizes[sum(num_rows >= step for step in steps)]],
-        tags=["synthetic-data", "tabular", "difflm"],
+        tags=["synthetic-data", *_domain_tags(_training_log(folder)), "difflm"],
         # Without it the Hub would also take sampling.json for rows.
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     )
@@ -214,6 +216,17 @@ def read_figures(folder: Path, evaluation: str | Path | None = None) -> dict[str
         if "mean" in numbers:
             found[str(name)] = numbers
     return found
+
+
+def _training_log(folder: Path) -> dict[str, Any]:
+    path = folder / "training_log.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _domain_tags(log: Mapping[str, Any]) -> tuple[str, ...]:
+    """The Hub's tags of what was learnt from: a table, in logs of earlier versions; none of a domain of one's own."""
+    domain = DOMAINS.get(str(log.get("domain", "tables")))
+    return () if domain is None else domain.words.tags
 
 
 def _count_digests(folder: Path) -> int:

@@ -105,7 +105,7 @@ def compute_device() -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware has bf16 products; elsewhere they are emulated (AVX2: eight times slower than fp32)."""
+    """Whether the hardware has bf16 products; elsewhere they are emulated, far slower than fp32."""
     if device.type == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
         return any(getattr(torch.cpu, name, bool)() for name in checks)
@@ -183,7 +183,7 @@ class DiffLMConfig(PreTrainedConfig):
     draft_size : int, default 32
         Width of one place's vector.
     draft_dropout : float, default 0.2
-        In the draft's layers: without, it learns the last digits of 15,000 records by heart.
+        In the draft's layers: without, it learns the records' last digits by heart.
     """
 
     model_type = "difflm"
@@ -345,6 +345,11 @@ def locate(
     return columns, since, torch.stack([columns[:, -1], since[:, -1] + 1], dim=1)
 
 
+def sum_by_record(losses: Tensor, kept: Tensor) -> Tensor:
+    """Losses of the tokens that are ``kept``, ``[batch, tokens]``, in order -> of each record, ``[batch]``."""
+    return torch.zeros(kept.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
+
+
 @dataclass
 class DiffLMOutput(ModelOutput):
     """Output of [`DiffLMModel.forward`].
@@ -452,7 +457,7 @@ class KVMemoryInjector(nn.Module):
         self.token_vectors = nn.Parameter(torch.randn(self.num_tokens, width))
         self.norm = nn.LayerNorm(width)
         self.tokens_to_memory = nn.Linear(width, math.prod(self.shape))
-        # Small at first: a memory the frozen decoder can ignore (std 0.05 took twice the steps and at times diverged).
+        # Small at first: a memory the frozen decoder can ignore. A larger one takes more steps, and may diverge.
         nn.init.normal_(self.tokens_to_memory.weight, std=0.01)
         nn.init.zeros_(self.tokens_to_memory.bias)
 
@@ -862,10 +867,8 @@ class DiffLMModel(PreTrainedModel):
             ``[batch, tokens]``: the decoder's tokens after BOS, EOS last, -100 for right padding.
         """
         kept = labels != -100
-        losses = nn.functional.cross_entropy(
-            self.logits(latents, labels)[kept].float(), labels[kept], reduction="none"
-        )
-        return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
+        logits = self.logits(latents, labels)[kept].float()
+        return sum_by_record(nn.functional.cross_entropy(logits, labels[kept], reduction="none"), kept)
 
     def forward(
         self,
@@ -875,7 +878,6 @@ class DiffLMModel(PreTrainedModel):
         feature_values: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
-        return_loss: bool = True,
     ) -> DiffLMOutput:
         """Encode, reparameterise, reconstruct: the ELBO with beta (paper, equation 2).
 

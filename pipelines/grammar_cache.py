@@ -18,7 +18,7 @@ class GrammarCache:
     Parameters
     ----------
     size : int, default 16
-        Most grammars kept: one of many categories holds megabytes, and one is compiled in milliseconds.
+        Most grammars kept: one of many categories is large, and compiling one takes little time.
     """
 
     def __init__(self, size: int = 16) -> None:

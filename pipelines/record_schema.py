@@ -43,8 +43,8 @@ class RecordSchema:
     ----------
     columns : sequence of Column
     record_format : {"json", "values", "text"}, default "json"
-        "json": ``{"a": 1, "b": "x"}``, the paper's form. "values": ``1,x``, the values alone with commas between, 2.4
-        times fewer tokens on wide tables. "text": one column of raw text (code), see :meth:`for_text`.
+        "json": ``{"a": 1, "b": "x"}``, the paper's form. "values": ``1,x``, the values alone with commas between, far
+        fewer tokens on wide tables. "text": one column of raw text (code), see :meth:`for_text`.
     """
 
     columns: tuple[Column, ...]

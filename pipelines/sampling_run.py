@@ -90,7 +90,7 @@ class SamplingRun:
 
     def take(self, rows: Sequence[int], texts: Sequence[str], latents: Tensor) -> None:
         """Keep or reject what was written for these rows from ``latents``, ``[rows, latent_size]``."""
-        for row, text, latent in zip(rows, texts, latents, strict=True):
+        for row, text, latent in zip(rows, texts, latents.cpu(), strict=True):
             self.report.attempts += 1
             record, reason = self.judge(text)
             if self._attempts[row] == 0 and not (reason or "").startswith("invalid"):
@@ -98,7 +98,7 @@ class SamplingRun:
             if self.unique and reason is None and not self._claim(text, row):
                 reason = "duplicate"
             if reason is None:
-                self._kept[row] = (record, text, latent.cpu())
+                self._kept[row] = (record, text, latent)
             else:
                 self.report.rejected[reason] += 1
             self._attempts[row] += 1

@@ -6,22 +6,7 @@ Three kinds of grammar serve the values:
 * numbers and dates: a token automaton over the few tokens made of digits and signs, exact for any range;
 * JSON strings, raw text and nested JSON: a byte-level grammar of the `llguidance` library.
 
-Why llguidance: measured on one core of an AMD EPYC (Zen 4) with SmolLM2's vocabulary of 49,152 tokens, xgrammar 0.2.8
-against llguidance 1.9.1, compile time / mean time of a token mask on its first use / later:
-
-===========================  ==============================  =============================
-grammar                      xgrammar                        llguidance
-===========================  ==============================  =============================
-decimal number               0.5 ms / 11 us / 1.2 us         0.9 ms / 22 us / 5.0 us
-category, 9 values           0.6 ms / 2.5 us / 0.9 us        0.8 ms / 219 us / 6.7 us
-category, 500 values         8.3 ms / 3.0 us / 0.8 us        3.0 ms / 42 us / 5.4 us
-JSON string, <= 64 chars     438 ms / 60 us / -              1.1 ms / 55 us / 21 us
-JSON string, <= 1000 chars   (own rule) 163 ms a mask        1.1 ms / 44 us / 6.6 us
-raw text, <= 500 chars       1320 ms / 8.4 us / 2.0 us       1.0 ms / 33 us / 7.3 us
-nested object                4.2 ms / 3.3 us / 2.8 us        0.6 ms / 24 us / 6.8 us
-===========================  ==============================  =============================
-
-xgrammar is a little faster where the automata above need no library at all; with bounded strings it is unusable.
+Why this library: see ``examples/benchmarks/grammar_library.md``.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_id: int) -> Vocabulary:
-        """The vocabulary of `tokenizer`, built once (a quarter of a second for 49,152 tokens)."""
+        """The vocabulary of `tokenizer`, built once: that reads every token."""
         known = _vocabularies.setdefault(tokenizer, {})
         key = (vocab_size, eos_token_id)
         if key not in known:

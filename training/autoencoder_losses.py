@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from difflm.modeling_difflm import DiffLMConfig, DiffLMModel, DiffLMOutput, Posterior, locate
+from difflm.modeling_difflm import DiffLMConfig, DiffLMModel, DiffLMOutput, Posterior, locate, sum_by_record
 from difflm.training.candidate_tokens import CandidateTokens
 
 
@@ -49,10 +49,9 @@ def reconstruction(
         logits = model.logits(latents, labels)
     kept = labels != -100
     logits = logits[kept].float()
-    losses = nn.functional.cross_entropy(
-        logits + candidates.log_weights.to(logits), candidates.places(labels[kept]), reduction="none"
-    )
-    return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
+    logits = logits + candidates.log_weights.to(logits)
+    losses = nn.functional.cross_entropy(logits, candidates.places(labels[kept]), reduction="none")
+    return sum_by_record(losses, kept)
 
 
 def kl(posterior: Posterior, free_bits: float = 0.0) -> Tensor:
@@ -96,8 +95,7 @@ def draft_loss(model: DiffLMModel, latents: Tensor, labels: Tensor) -> Tensor:
     # The head's rows times the small matrix first: far fewer products than hidden states of all places.
     logits = draft[kept.nonzero()[:, 0], places[kept]] @ (rows @ record_draft.to_hidden.weight).T
     logits = nn.functional.pad(logits + rows @ record_draft.to_hidden.bias, (0, 1))
-    losses = nn.functional.cross_entropy(logits, index, reduction="none")
-    return torch.zeros(labels.shape, device=losses.device).masked_scatter(kept, losses).sum(dim=1)
+    return sum_by_record(nn.functional.cross_entropy(logits, index, reduction="none"), kept)
 
 
 class AutoencoderObjective(nn.Module):

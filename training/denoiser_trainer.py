@@ -117,7 +117,7 @@ class DenoiserTrainer:
             list(self.parameters.values()),
             lr=args.learning_rate,
             weight_decay=args.weight_decay,
-            fused=self.device.type == "cpu",  # one pass over the weights: a tenth of a step
+            fused=self.device.type == "cpu",  # one pass over the weights
         )
         self.ema = EMAModel(list(self.parameters.values()), decay=args.ema_decay, foreach=True)
         self.best = KeepBest()

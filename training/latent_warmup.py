@@ -35,8 +35,7 @@ def warm_up_latents(
 ) -> int:
     """Train features, posterior, [`ColumnDecoder`] and [`RecordDraft`] as a small VAE of the records' columns.
 
-    Its steps cost a hundredth of those through the LLM, which then begins to read the latents within a few hundred
-    records.
+    Its steps cost next to nothing beside those through the LLM, which then begins to read the latents soon.
 
     Parameters
     ----------

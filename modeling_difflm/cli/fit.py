@@ -128,8 +128,9 @@ def add_command(commands: Any) -> None:
     )
     training.add_argument(
         "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        help="where to train (default: the best of this machine, and under torchrun a GPU for each process)",
+        metavar="NAME",
+        help="where to train: cpu, cuda, cuda:1, mps (default: the best of this machine, and under torchrun a GPU for "
+        "each process)",
     )
     training.add_argument(
         "--dtype",

@@ -84,7 +84,7 @@ def reading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def add_device_options(command: Any) -> None:
+def add_device_option(command: Any) -> None:
     """Add where a command runs its models."""
     command.add_argument(
         "--device",
@@ -92,6 +92,11 @@ def add_device_options(command: Any) -> None:
         metavar="NAME",
         help="cpu, cuda, cuda:1, mps; auto is the best of this machine, and under torchrun a GPU for each process",
     )
+
+
+def add_device_options(command: Any) -> None:
+    """Add where a command runs its models, and in which dtype."""
+    add_device_option(command)
     command.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),

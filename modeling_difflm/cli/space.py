@@ -9,7 +9,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, check_pipeline
+from difflm.cli.options import HelpFormatter, add_device_option, check_pipeline
 
 
 def add_command(commands: Any) -> None:
@@ -26,9 +26,7 @@ def add_command(commands: Any) -> None:
     space.add_argument(
         "--reference", metavar="TABLE", help="real records, CSV or parquet, to plot against (default: no plots)"
     )
-    space.add_argument(
-        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps; auto is the best of this machine"
-    )
+    add_device_option(space)
     space.set_defaults(run=run)
 
 

@@ -55,6 +55,16 @@ def test_hub_card_without_evaluation_or_log_says_so(folder):
     assert not (folder / "figures").exists()
 
 
+@pytest.mark.parametrize(("domain", "is_table"), [(None, True), ("tables", True), ("their own", False)])
+def test_hub_card_has_the_tags_of_what_was_learnt_from(folder, shards, domain, is_table):
+    if domain is not None:
+        (folder / "training_log.json").write_text(json.dumps({"domain": domain}))
+    cards = (model_card(folder), dataset_card(folder, shards, model_id="user/toys", repo_id="user/rows"))
+    for card in cards:
+        assert {"difflm", "synthetic-data"} <= set(card.data.tags)
+        assert ("tabular" in card.data.tags) == is_table
+
+
 def test_hub_card_names_models_by_hub_id_and_no_local_path(folder):
     path = folder / "autoencoder" / "config.json"
     config = json.loads(path.read_text())
