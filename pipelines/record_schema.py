@@ -100,7 +100,7 @@ class RecordSchema:
         :meth:`to_pandas` restores the float dtype. Strings stay strings even if they look like numbers or booleans.
         """
         try:
-            from difflm.pipelines.record_inference import infer_schema
+            from difflm.pipelines.schema_inference.columns import infer_schema
         except ImportError as error:
             raise SchemaError("inferring a schema needs the difflm package: pip install difflm") from error
         schema = infer_schema(

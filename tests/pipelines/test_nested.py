@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from difflm.pipelines.conditions import ConditionError, check_condition
 from difflm.pipelines.errors import DecodingError, RecordParseError, SchemaError
 from difflm.pipelines.json_schemas import HELD, OBSERVED, NestedSchema, grammar_schema, structure
-from difflm.pipelines.nested_inference import infer_json_schema
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
 from difflm.pipelines.record_grammar import RecordConstraint
 from difflm.pipelines.record_schema import RecordSchema
+from difflm.pipelines.schema_inference.nested import infer_json_schema
 from difflm.pipelines.tables import as_dataframe
 from difflm.training.data import read_table
 from difflm.training.nested_check import check_nested_columns

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from difflm.pipelines.column_kinds import Column
-from difflm.pipelines.date_inference import by_frequency, infer_dates
 from difflm.pipelines.errors import SchemaError
 from difflm.pipelines.json_values import plain_json
-from difflm.pipelines.nested_inference import infer_json_schema
 from difflm.pipelines.record_schema import RecordSchema
-from difflm.pipelines.stored_inference import plain_series, with_stored
+from difflm.pipelines.schema_inference.dates import by_frequency, infer_dates
+from difflm.pipelines.schema_inference.nested import infer_json_schema
+from difflm.pipelines.schema_inference.stored import plain_series, with_stored
 from difflm.pipelines.values import as_text, clean_text, listed, shown
 
 
