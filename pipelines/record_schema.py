@@ -123,9 +123,9 @@ class RecordSchema:
     def from_json_schema(cls, schema: Mapping[str, Any], *, record_format: str = "json") -> RecordSchema:
         """Wrap a JSON Schema of type object: its properties become the columns, in order.
 
-        Scalars become columns of their kind with their bounds enforced, ``enum`` a category, and whatever else
-        (nested objects, arrays, patterns, references) a column of kind "json". A number's decimals are left free. A
-        property that is not required may be null, which stands for its absence.
+        Scalars become columns of their kind with their bounds enforced, ``enum`` a category, strings of the format
+        "date" dates, and whatever else (nested objects, arrays, patterns, references) a column of kind "json". A
+        number's decimals are left free. A property that is not required may be null, which stands for its absence.
 
         What no grammar holds (``uniqueItems``, ``not``, ``if``, ``dependentRequired``, ...) is checked once a record
         is written, which is drawn again where it does not hold.

@@ -93,6 +93,9 @@ def _column(name: str, schema: Any, required: bool, shared: Mapping[str, Any]) -
     if kind != "text" or plain.get("format") not in FORMATS:
         plain.pop("format", None)  # an annotation
     nullable = not required or "null" in types or None in plain.get("enum", ())
+    if kind == "text" and set(plain) == {"type", "format"} and plain["format"] == "date":
+        # Not so "date-time" and "time": a column of these has one offset and one number of digits, a format any.
+        return Column(name, "date", nullable, date_format="%Y-%m-%d")
     if "enum" in plain and set(plain) <= {"enum", "type"}:
         fitting = NestedSchema({"type": types} if types else {})
         choices = [item for item in plain["enum"] if item is not None and fitting.violation(item) is None]

@@ -405,3 +405,17 @@ def test_classes_of_the_denoiser_are_bins_of_time():
     assert set(encoder.condition_labels(wanted, generators)[:, 0].tolist()) == {0}
     late = check_condition({"x": ("2023-03-05", None)}, schema.columns)
     assert set(encoder.condition_labels(late, generators)[:, 0].tolist()) == {3}
+
+
+def test_format_of_a_json_schema_is_a_column_of_dates():
+    types = {"day": "string", "maybe": ["string", "null"]}
+    properties = {name: {"type": kind, "format": "date"} for name, kind in types.items()}
+    properties |= {name: {"type": "string", "format": name} for name in ("date-time", "time")}
+    schema = RecordSchema.from_json_schema({"type": "object", "properties": properties, "required": list(properties)})
+    assert [column.kind for column in schema.columns] == ["date", "date", "json", "json"]
+    record = {"day": "2024-02-29", "maybe": None, "date-time": "2024-02-29T10:00:00.5+02:00", "time": "10:00:00Z"}
+    assert schema.parse(schema.serialize(record)) == record == schema.in_data(record)
+    assert schema.to_pandas([record])["day"].tolist() == ["2024-02-29"]
+    for wrong in ("2023-02-29", "someday"):
+        with pytest.raises(SchemaError):
+            schema.normalize(record | {"day": wrong})
