@@ -236,7 +236,7 @@ class DecimalKind(_NumberKind):
         if not number:
             raise self.error(f"{original!r} is not a number")
         if not self.problem(value):
-            value = float(self.text(value, "json")) + 0.0  # + 0.0 turns -0.0 into 0.0
+            value = float(self.text(value, "json"))  # never -0.0, which is written without its sign
         return value
 
     def text(self, value: Any, record_format: str) -> str:

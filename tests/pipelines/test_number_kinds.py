@@ -122,3 +122,20 @@ def test_equal_quantiles_are_one_edge() -> None:
     encoder = ConditionEncoder.fit([{"x": 1}] * 9 + [{"x": 2}], columns, ["x"], num_bins=8)
     assert encoder.classes[0]["edges"] == sorted(set(encoder.classes[0]["edges"]))
     assert sum(encoder.classes[0]["shares"]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decimals"), [(0, 1, 6), (0, 1e-7, 10), (0, 1e-40, 30), (1e-8, 1e-8, 8), (0.12345678, 5, 8)]
+)
+def test_free_decimals_tell_a_ranges_ends_apart(low: float, high: float, decimals: int) -> None:
+    rules = typed(type="number", minimum=low, maximum=high).column("x").rules
+    assert rules.grammar(str, False)["decimals"] == decimals
+
+
+def test_a_condition_within_an_open_range_is_closed() -> None:
+    schema = typed(type="number", exclusiveMinimum=0, exclusiveMaximum=9)
+    for bounds, expected in (((0.5, 8), (False, False)), ((0, 9), (True, True)), ((-5, 20), (True, True))):
+        condition = check_condition({"x": bounds}, schema.columns)["x"]
+        spec = schema.column("x").rules.grammar(str, False, condition)
+        assert (spec["exclusive_minimum"], spec["exclusive_maximum"]) == expected
+        assert (spec["minimum"], spec["maximum"]) == (max(0, bounds[0]), min(9, bounds[1]))
