@@ -90,8 +90,10 @@ def arrow_type(column: Column, big_integers: str = "decimal") -> pa.DataType | N
 
 
 def holds_big_integers(column: Column) -> bool:
-    """Whether the column's integers need more than 64 bits."""
+    """Whether the column's integers need more bits than Arrow's integers have."""
     bounds = (column.minimum, column.maximum)
+    if column.dtype.lower().startswith(("uint64", "float", "double")):  # Arrow has the type
+        return False
     return column.kind == "integer" and any(
         bound is not None and not _INT64[0] <= bound <= _INT64[1] for bound in bounds
     )

@@ -268,4 +268,4 @@ class DecimalKind(_NumberKind):
             raise ConditionError(
                 f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them."
             )
-        return float(value)
+        return self.convert(float(value), value, True)  # as the column writes it: of float32, the digits it keeps

@@ -1,14 +1,21 @@
 """Writing sampled records to a file, whole or not at all."""
 
+from __future__ import annotations
+
+import csv
 import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from difflm.errors import ArgumentError
 from difflm.files import atomic_file, write_text
 from difflm.pipelines.arrow_tables import csv_frame
+
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 ENDINGS = (".parquet", ".csv", ".jsonl")
@@ -58,8 +65,20 @@ def write_records(result: Any, path: Path, *, big_integers: str = "decimal") -> 
         return
     with atomic_file(path) as temporary:
         if ending == ".csv":
-            csv_frame(result.to_pandas(), result.schema).to_csv(temporary, index=False)
+            frame = csv_frame(result.to_pandas(), result.schema)
+            frame.to_csv(temporary, index=False, quoting=_quoting(frame))
         else:
             import pyarrow.parquet as pq
 
             pq.write_table(result.to_arrow(big_integers=big_integers), temporary)
+
+
+def _quoting(frame: pd.DataFrame) -> int:
+    """Which cells of a CSV file stand in quotes: those that must.
+
+    Python's writer leaves a lone carriage return bare where lines end otherwise, and readers take it for a line's end:
+    with one in any cell or name, all texts are quoted.
+    """
+    texts = (value for name in frame.columns for value in (name, *frame[name].unique()))
+    bare = any(isinstance(value, str) and "\r" in value for value in texts)
+    return csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL

@@ -28,7 +28,7 @@ def as_dataframe(data: Any) -> pd.DataFrame:
 
     if isinstance(data, pd.DataFrame):
         frame = data
-        if dropped := [str(level) for level in frame.index.names if level is not None]:
+        if dropped := _index_levels(frame):
             warnings.warn(
                 f"index level {listed(dropped)} is left out: make it a column with data.reset_index()", stacklevel=3
             )
@@ -47,7 +47,7 @@ def as_dataframe(data: Any) -> pd.DataFrame:
     else:
         raise SchemaError(
             f"cannot read records from {type(data).__name__}: give a pandas.DataFrame, a datasets.Dataset or a list "
-            "of dict (read files with difflm.training.data.read_table)"
+            "of dict (read files with difflm.read_table)"
         )
     for name in frame.columns:
         if not isinstance(name, str):
@@ -59,6 +59,20 @@ def as_dataframe(data: Any) -> pd.DataFrame:
         name = frame.columns[frame.columns.duplicated()][0]
         raise SchemaError(f"column name {name!r} occurs more than once: rename or drop one of the columns")
     return frame.reset_index(drop=True)
+
+
+def _index_levels(frame: pd.DataFrame) -> list[str]:
+    """The levels of an index that say more than a row's number: those with a name, and those of no integers."""
+    import pandas as pd
+
+    found = []
+    for number, name in enumerate(frame.index.names):
+        values = frame.index.get_level_values(number)
+        if name is not None:
+            found.append(str(name))
+        elif len(values) and not pd.api.types.is_integer_dtype(values.dtype):
+            found.append(f"{number} (without a name: {values[0]!s}, ...)")
+    return found
 
 
 def without_absent_fields(frame: pd.DataFrame, schema: Any) -> pd.DataFrame:

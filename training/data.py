@@ -22,6 +22,23 @@ from difflm.training.delimited_files import (
 MIN_ROWS = 2
 READABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
 
+_UNPACK = "unpack it first"
+_EXPORT = "save the sheet as .csv, or read it in Python and fit the frame: fit(pandas.read_excel(...), ...)"
+_REMEDIES = dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz"), _UNPACK)
+_REMEDIES |= dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _EXPORT)
+_REMEDIES |= dict.fromkeys((".txt", ".dat", ".data", ""), "if it is a table of text, rename it to .csv or .tsv")
+_REMEDIES |= {".ndjson": "rename it to .jsonl", ".geojson": "convert it to one object a line, .jsonl"}
+# Starts of files that are no text, whatever their ending says.
+_NO_TEXT = (
+    (b"\x1f\x8b", "packed with gzip", _UNPACK),
+    (b"BZh91AY&SY", "packed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "packed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "packed with zstandard", _UNPACK),
+    (b"PK\x03\x04", "a zip archive or an Excel file", f"unpack it, or {_EXPORT}"),
+    (b"\xd0\xcf\x11\xe0", "an Excel file", _EXPORT),
+    (b"PAR1\x15", "a parquet file", "rename it to .parquet"),
+)
+
 
 def as_dataframe(data: Any, *, min_rows: int = MIN_ROWS) -> pd.DataFrame:
     """Turn a pandas.DataFrame, a datasets.Dataset or a list of dict into a checked DataFrame.
@@ -97,14 +114,15 @@ def read_table(
         raise TableError(f"{path} is a folder, expected a file ending in {', '.join(READABLE_ENDINGS)}")
     ending = path.suffix.lower()
     if ending not in READABLE_ENDINGS:
+        found = f"files ending in {ending!r}" if ending else "a file without an ending"
         raise TableError(
-            f"{path}: cannot read files ending in {ending or 'nothing'!r}, only {', '.join(READABLE_ENDINGS)}: "
-            "convert it"
+            f"{path}: cannot read {found}, only {', '.join(READABLE_ENDINGS)}: {_REMEDIES.get(ending, 'convert it')}"
         )
     if path.stat().st_size == 0:
         raise TableError(f"{path} is empty")
     if ending == ".parquet":
         return _checked(_read_parquet(path), str(path), min_rows)
+    _check_text(path)
     found = find_encoding(path, encoding)
     try:
         if ending in (".csv", ".tsv"):
@@ -128,6 +146,14 @@ def read_table(
             f"(encoding='latin-1'), or convert it: iconv -f latin1 -t utf-8 {path.name}"
         ) from None
     return _checked(frame, str(path), min_rows)
+
+
+def _check_text(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(16)
+    for mark, kind, remedy in _NO_TEXT:
+        if start.startswith(mark):
+            raise TableError(f"{path} is {kind}, not {path.suffix.lower()}: {remedy}")
 
 
 def read_like(path: str | Path, text_columns: Sequence[str], **options: Any) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -22,12 +22,15 @@ _DELIMITERS = (",", ";", "\t", "|")
 _SNIFFED_ROWS = 100
 _EXACT_FLOAT_INTEGERS = 1 << 53
 _LEADING_ZERO = r"\s*[+-]?0[0-9]"
-# Numbers of pandas' text columns: how they are written, and the option that reads them as numbers.
-_NUMBERS_AS_TEXT = (
-    (r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", r"[+-]?[0-9]+(\.[0-9]+)?", "thousands", ","),
-    (r"[+-]?[0-9]{1,3}(_[0-9]{3})+(\.[0-9]+)?", r"[+-]?[0-9]+(\.[0-9]+)?", "thousands", "_"),
-    (r"[+-]?[0-9]+,[0-9]+", r"[+-]?[0-9]+", "decimal", ","),
+_LONG_INTEGER = r"\s*[+-]?[0-9]{1,400}\s*"
+# Numbers of pandas' text columns: how they are written, and the options that read them as numbers.
+_NUMBERS_AS_TEXT: tuple[tuple[str, str, dict[str, str]], ...] = (
+    (r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", r"[+-]?[0-9]+(\.[0-9]+)?", {"thousands": ","}),
+    (r"[+-]?[0-9]{1,3}(_[0-9]{3})+(\.[0-9]+)?", r"[+-]?[0-9]+(\.[0-9]+)?", {"thousands": "_"}),
+    (r"[+-]?[0-9]+,[0-9]+", r"[+-]?[0-9]+", {"decimal": ","}),
+    (r"[+-]?[0-9]{1,3}(\.[0-9]{3})+,[0-9]+", r"[+-]?[0-9]+(,[0-9]+)?", {"decimal": ",", "thousands": "."}),
 )
+_NUMBER_WITH_SIGN = r"[+-]?\s*[$€£¥]?\s*[+-]?[0-9][0-9., ]*\s*[%$€£¥]?"
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -121,11 +124,14 @@ def read_delimited(
     try:
         frame = pd.read_csv(path, dtype=dtypes, **options)
         rounded = rounded_integers(frame)
+        long = [name for name in frame.columns if name not in text_columns and _is_long_integers(frame[name])]
         numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name])]
-        padded = _padded_numbers(path, numbers, options)
+        padded = _padded_numbers(path, [*numbers, *long], options)
         if rounded or padded:
             dtypes |= dict.fromkeys(rounded, "Int64") | dict.fromkeys(padded, "str")
             frame = pd.read_csv(path, dtype=dtypes, **options)
+        for name in set(long).difference(padded):
+            frame[name] = frame[name].map(int, na_action="ignore")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise TableError(f"{path} is not a table with the delimiter {delimiter!r}: {error}") from None
     except ValueError as error:
@@ -151,6 +157,14 @@ def rounded_integers(frame: pd.DataFrame) -> list[str]:
     return rounded
 
 
+def _is_long_integers(column: pd.Series) -> bool:
+    """Whether a column holds integers of more than 64 bits, which pandas leaves as text."""
+    present = column.dropna()
+    if column.dtype != "object" or not len(present) or pd.api.types.infer_dtype(present) != "string":
+        return False
+    return present.str.fullmatch(_LONG_INTEGER).all()
+
+
 def _padded_numbers(path: Path, numbers: Sequence[str], options: dict[str, Any]) -> list[str]:
     """Columns of numbers some of which are written with leading zeros: postcodes, codes, numbers of accounts."""
     if not numbers:
@@ -164,14 +178,23 @@ def _warn_of_numbers_as_text(path: Path, frame: pd.DataFrame) -> None:
         column = frame[name].dropna()
         if not len(column) or pd.api.types.infer_dtype(column, skipna=True) != "string":
             continue
-        for grouped, plain, option, value in _NUMBERS_AS_TEXT:
+        for grouped, plain, options in _NUMBERS_AS_TEXT:
             if column.str.fullmatch(rf"{grouped}|{plain}").all() and column.str.fullmatch(grouped).any():
+                command = " ".join(f"--{option} {value!r}" for option, value in options.items())
+                keywords = ", ".join(f"{option}={value!r}" for option, value in options.items())
                 warnings.warn(
                     f"{path}: column {name!r} is text like {column.iloc[0]!r}; are these numbers? Read them with "
-                    f"--{option} {value!r} ({option}={value!r})",
+                    f"{command} ({keywords})",
                     stacklevel=5,
                 )
                 break
+        else:
+            if column.str.contains("[%$€£¥]").all() and column.str.fullmatch(_NUMBER_WITH_SIGN).all():
+                warnings.warn(
+                    f"{path}: column {name!r} is text like {column.iloc[0]!r}; to have it as numbers, take the signs "
+                    "off in the file",
+                    stacklevel=5,
+                )
 
 
 @contextmanager
@@ -187,7 +210,7 @@ def _long_fields() -> Iterator[None]:
 def _check_lines(path: Path, delimiter: str, encoding: str) -> list[str]:
     """Check header and row lengths on the raw file (pandas renames repeated columns and pads short rows)."""
     with path.open(encoding=encoding, newline="") as file, _long_fields():
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(_without_nul(file, path), delimiter=delimiter)
         try:
             names = next((row for row in reader if row), [])
             _check_names(path, names, delimiter)
@@ -203,6 +226,17 @@ def _check_lines(path: Path, delimiter: str, encoding: str) -> list[str]:
     return names
 
 
+def _without_nul(file: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a file, none of which holds a NUL: pandas would cut a cell there."""
+    for number, line in enumerate(file, start=1):
+        if "\0" in line:
+            raise TableError(
+                f"{path}, line {number} holds a NUL character, so that the file is damaged, no text, or in another "
+                "encoding, e.g. --encoding utf-16-le (encoding='utf-16-le')"
+            )
+        yield line
+
+
 def _check_names(path: Path, names: Sequence[str], delimiter: str) -> None:
     if not any(name.strip() for name in names):
         raise TableError(f"{path} has no header line with column names")
@@ -211,9 +245,9 @@ def _check_names(path: Path, names: Sequence[str], delimiter: str) -> None:
             raise TableError(
                 f"{path}: column name {name!r} occurs {names.count(name)} times in the header: rename them"
             )
-    if "" in names:
+    if unnamed := [str(number) for number, name in enumerate(names, start=1) if not name]:
         warnings.warn(
-            f"{path}: column {names.index('') + 1} has no name; if it holds row numbers, drop it",
+            f"{path}: column {', '.join(unnamed)} has no name; if it holds row numbers, drop it",
             stacklevel=6,
         )
     if len(names) == 1 and (other := next((char for char in ";\t|" if char in names[0]), None)):

@@ -16,6 +16,7 @@ from difflm.pipelines.outputs import DiffLMPipelineOutput, SamplingReport
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.sharded_sampling import sample_shards
 from difflm.pipelines.table_files import write_records
+from difflm.training.data import read_table
 
 
 RECORDS = [
@@ -72,6 +73,32 @@ def test_nested_cells_of_a_csv_are_json(output, tmp_path):
     for name in ("path", "args", "empty", "n"):
         assert [json.loads(cell) for cell in frame[name]] == [record[name] for record in RECORDS]
     assert frame["id"].tolist()[:2] == [str(10**20 + 1), str(-(10**20) - 3)]
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "a\r\nb", 'say "a\rb", twice'])
+def test_a_carriage_return_is_no_end_of_a_row_in_a_csv(tmp_path, text):
+    frame = pd.DataFrame({"t": [text, "plain", None], "n": [1, 2, 3]})
+    schema = RecordSchema.infer(frame)
+    sampled = DiffLMPipelineOutput(records=schema.to_records(frame), schema=schema)
+    write_records(sampled, tmp_path / "rows.csv")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "rows.csv"), frame, check_dtype=False)
+
+
+def test_a_csv_has_quotes_only_where_they_must_be(tmp_path):
+    frame = pd.DataFrame({"t": ["a", "b,c"], "n": [1, 2]})
+    schema = RecordSchema.infer(frame)
+    write_records(DiffLMPipelineOutput(records=schema.to_records(frame), schema=schema), tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == 't,n\na,1\n"b,c",2\n'
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "UInt64"])
+def test_unsigned_integers_keep_their_type(tmp_path, dtype):
+    frame = pd.DataFrame({"n": pd.array([2**64 - 1, 2**63, 5], dtype=dtype)})
+    schema = RecordSchema.infer(frame)
+    assert output_notes(schema, ".parquet") == []
+    table = parquet(DiffLMPipelineOutput(records=schema.to_records(frame), schema=schema), tmp_path)
+    assert table.schema.field("n").type == pa.uint64()
+    assert table["n"].to_pylist() == [2**64 - 1, 2**63, 5]
 
 
 def test_a_dataset_holds_them_too(output):

@@ -1,5 +1,7 @@
 import csv
+import gzip
 import json
+import re
 import warnings
 
 import numpy as np
@@ -106,14 +108,37 @@ def test_numbers_with_leading_zeros_are_text_and_say_so(write):
         (["1,234", "12", "1,234,567.5"], {"thousands": ","}, [1234, 12, 1234567.5]),
         (["1_000", "2", "30_000"], {"thousands": "_"}, [1000, 2, 30000]),
         (["1,5", "2,25", "-3"], {"decimal": ","}, [1.5, 2.25, -3]),
+        (["1.234,5", "2,25", "-3"], {"decimal": ",", "thousands": "."}, [1234.5, 2.25, -3]),
     ],
 )
 def test_numbers_that_are_read_as_text_are_named_with_the_remedy(write, cells, option, numbers):
     path = write("a.tsv", "x\ty\n" + "".join(f"{cell}\tb\n" for cell in cells))
-    (name, value), = option.items()
-    with pytest.warns(UserWarning, match=f"column 'x' is text like .*--{name} '{value}' .{name}='{value}'"):
+    command = " ".join(f"--{name} '{value}'" for name, value in option.items())
+    keywords = ", ".join(f"{name}='{value}'" for name, value in option.items())
+    with pytest.warns(UserWarning, match=re.escape(f"{command} ({keywords})")):
         assert read_table(path)["x"].tolist() == cells
     assert read_table(path, **option)["x"].tolist() == numbers
+
+
+@pytest.mark.parametrize("cells", [["12%", "7.5 %"], ["$1,200.50", "-$3"], ["5 €", "1.000,00 €"]])
+def test_numbers_with_signs_are_named(write, cells):
+    path = write("a.tsv", "x\ty\n" + "".join(f"{cell}\tb\n" for cell in cells))
+    with pytest.warns(UserWarning, match="column 'x' is text like .* take the signs off"):
+        assert read_table(path)["x"].tolist() == cells
+
+
+def test_integers_of_more_than_64_bits_are_integers(write):
+    frame = read_table(write("a.csv", f"x,y,z\n{10**25},{2**63},\n-3,{2**64 - 1},{10**25}\n"))
+    assert frame["x"].tolist() == [10**25, -3]
+    assert frame["y"].dtype == "uint64"
+    assert frame["z"].tolist()[1] == 10**25
+    assert [column.kind for column in RecordSchema.infer(frame).columns] == ["integer"] * 3
+
+
+def test_long_digits_with_leading_zeros_are_text(write):
+    path = write("a.csv", f"x,y\n{10**25},1\n0{10**24},2\n")
+    with pytest.warns(UserWarning, match="leading zeros .*--text-columns x"):
+        assert read_table(path)["x"].tolist() == [str(10**25), f"0{10**24}"]
 
 
 def test_text_with_commas_is_no_number(write):
@@ -152,8 +177,14 @@ def test_constant_and_empty_columns_are_allowed(write):
     [
         ("a.csv", "", ["a.csv is empty"]),
         ("a.parquet", "", ["a.parquet is empty"]),
-        ("a.xlsx", "x", ["'.xlsx'", ".csv, .tsv, .parquet, .jsonl, .json", "convert"]),
-        ("a", "x", ["nothing", ".csv"]),
+        ("a.xlsx", "x", ["'.xlsx'", ".csv, .tsv, .parquet, .jsonl, .json", "pandas.read_excel"]),
+        ("a.feather", "x", ["'.feather'", "convert it"]),
+        ("a", "x", ["without an ending", ".csv"]),
+        ("a.csv.gz", "x", ["'.gz'", "unpack it"]),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n3,4\n"), ["packed with gzip, not .csv", "unpack it"]),
+        ("a.csv", b"PK\x03\x04\x14\x00\x00\x00", ["Excel", "pandas.read_excel"]),
+        ("a.jsonl", b"PAR1\x15\x04", ["a parquet file, not .jsonl", "rename it to .parquet"]),
+        ("a.csv", "a,b\nx\0y,1\nz,2\n", ["line 2 holds a NUL", "--encoding"]),
         ("a.csv", "a,b\n", ["no rows, only column names", "at least 2"]),
         ("a.csv", "a,b\n1,2\n", ["one row", "at least 2"]),
         ("a.csv", "\n\n", ["no header"]),
@@ -256,6 +287,9 @@ def test_index_levels_of_a_parquet_file_are_columns(tmp_path):
     assert list(read_table(tmp_path / "rows.parquet").columns) == ["a", "b", "v"]
     with pytest.warns(UserWarning, match=r"index level 'a' is left out: .*reset_index"):
         as_dataframe(frame.set_index("a"))
+    frame.set_index(pd.Index(["k", "l", "m"])).to_parquet(tmp_path / "labels.parquet")
+    with pytest.warns(UserWarning, match=r"index level '0 \(without a name: k, \.\.\.\)' is left out"):
+        read_table(tmp_path / "labels.parquet")
 
 
 def test_infinite_numbers_are_found_by_row_and_column(write):
