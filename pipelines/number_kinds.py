@@ -264,8 +264,13 @@ class DecimalKind(_NumberKind):
 
     def condition_number(self, value: int | float) -> Any:
         column = self.column
-        if column.decimals is not None and abs(round(value, column.decimals) - value) > 1e-9 * max(1.0, abs(value)):
+        short = column.dtype.lower() in ("float32", "float16")  # such a value, widened, is no longer what is written
+        tolerance = float(np.finfo(column.dtype.lower()).eps) if short else 1e-9
+        if (
+            column.decimals is not None
+            and abs(round(value, column.decimals) - value) > max(1.0, abs(value)) * tolerance
+        ):
             raise ConditionError(
                 f"{column.name!r} has {column.decimals} decimals: {value!r} cannot be written with them."
             )
-        return self.convert(float(value), value, True)  # as the column writes it: of float32, the digits it keeps
+        return self.convert(float(value), value, True)

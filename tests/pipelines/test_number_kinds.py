@@ -42,6 +42,16 @@ def test_decimals_are_bounded_by_their_dtype() -> None:
         column([0.5, 1.5]).rules.read("9" * 400 + ".0", 0, "json")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_value_of_the_column_is_the_condition_it_asks_for(dtype: str) -> None:
+    """A value taken from the table or from a sample, in whatever type, is met by the record that holds it."""
+    schema = RecordSchema.infer(pd.DataFrame({"x": pd.Series([0.1, 2.3, 7.7, 100.25], dtype=dtype)}))
+    for value in pd.Series([0.1, 2.3, 7.7], dtype=dtype):
+        held = schema.parse(schema.serialize({"x": value}))["x"]
+        for asked in (value, float(value), np.dtype(dtype).type(value), held):
+            assert check_condition({"x": asked}, schema.columns)["x"].holds(held)
+
+
 def test_excluded_ends_of_a_type_are_excluded() -> None:
     schema = typed(type="number", exclusiveMinimum=0, exclusiveMaximum=2)
     rules = schema.column("x").rules
