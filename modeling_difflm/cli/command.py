@@ -8,7 +8,9 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any, TextIO
 
 from difflm import __version__
 from difflm.cli import card, evaluate, fit, info, push, sample, space
@@ -31,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"difflm {__version__}")
     parser.add_argument(
-        "--traceback", action="store_true", help="show the whole traceback of an error (default: one line)"
+        "--traceback",
+        action="store_true",
+        help="show the whole traceback of an error, and where a warning comes from (default: one line)",
     )
     names = ",".join(module.__name__.rpartition(".")[2] for module in COMMANDS)
     commands = parser.add_subparsers(dest="command", required=True, metavar=f"{{{names}}}")
@@ -61,6 +65,18 @@ def user_message(error: BaseException) -> str | None:
     return " ".join(str(error).split()) if refusal or isinstance(error, DiffLMError) else None
 
 
+def _tell_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: Any = None,
+) -> None:
+    """Print a warning as the command's errors are printed: one line, without a place in the code."""
+    print(f"difflm: warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ``difflm`` command.
 
@@ -78,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser().parse_args(words)
     try:
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            if not arguments.traceback:
+                warnings.showwarning = _tell_warning
+            return arguments.run(arguments)
     except KeyboardInterrupt:
         told = getattr(arguments, "interrupted", None)
         print(f"difflm: {told(arguments, words) if told else 'interrupted; nothing was written'}", file=sys.stderr)

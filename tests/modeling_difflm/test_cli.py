@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -284,6 +285,16 @@ class TestErrors:
     def test_traceback_on_demand(self, fake_fit):
         with pytest.raises(FileNotFoundError):
             cli.main(["--traceback", "fit", "nowhere.csv", "-o", "out"])
+
+    @pytest.mark.filterwarnings("always")
+    def test_a_warning_is_one_line(self, fake_fit, table, capsys):
+        fake_fit.behaviour = lambda: warnings.warn("column 'plz' is kept\nas text", stacklevel=1)
+        assert cli.main(["fit", str(table), "-o", "out"]) == 0
+        assert "difflm: warning: column 'plz' is kept as text\n" in capsys.readouterr().err
+        shown = warnings.showwarning
+        cli.main(["--traceback", "fit", str(table), "-o", "out"])
+        assert "difflm: warning" not in capsys.readouterr().err
+        assert warnings.showwarning is shown, "the process's own way is left as it was"
 
 
 class TestSample:

@@ -27,7 +27,7 @@ def one_line(words: list[str], capsys) -> str:
         ("t.csv", "a,a\n1,2\n3,4\n", ["t.csv", "'a'", "rename"]),
         ("t.csv", "a,b\n1.5,x\ninf,y\n2.5,x\n", ["'a'", "inf", "row 1"]),
         ("t.jsonl", '{"a": 1}\n{"a": "x"}\n', ["'a'", "text"]),
-        ("t.xlsx", "x", ["t.xlsx", "convert"]),
+        ("t.xlsx", "x", ["t.xlsx", "save the sheet as .csv"]),
     ],
 )
 def test_tables(model_folders, tmp_path, name, content, reasons, capsys):
