@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArgumentError
-from .values import is_missing
+from .values import in_utc, is_missing
 
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def to_arrow(frame: pd.DataFrame, schema: RecordSchema, *, big_integers: str = "
         series, wanted = frame[column.name], arrow_type(column, big_integers)
         if wanted is not None and pa.types.is_string(wanted):
             series = _as_texts(series)
+        if wanted is not None and pa.types.is_timestamp(wanted) and wanted.tz and series.dtype == "object":
+            series = type(series)(in_utc(series), index=series.index, dtype="object")
         try:
             if wanted is None:
                 found = pa.Schema.from_pandas(series.to_frame(), preserve_index=False).field(0).type

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .values import is_missing, number_text
+from .values import in_utc, is_missing, number_text
 
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def _arrow_series(values: Sequence[Any], name: str, written: Sequence[Any] = ())
         cells = [None if value is None else _quantized(value, step) for value in written]
     if pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
         cells = [value.encode() if isinstance(value, str) else value for value in cells]
+    if pa.types.is_timestamp(inner) and inner.tz is not None:
+        cells = in_utc(cells)
     array = pa.array(cells, type=inner)
     if inner is not kind:
         array = array.dictionary_encode().cast(kind)

@@ -92,3 +92,8 @@ def is_date(text: str, dtype: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def in_utc(values: Iterable[Any]) -> list[Any]:
+    """Moments by UTC's clock, missing ones None: of other clocks ``pyarrow.array`` at times adds the offset twice."""
+    return [None if is_missing(value) else value.astimezone(datetime.UTC) for value in values]

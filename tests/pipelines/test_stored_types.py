@@ -148,3 +148,13 @@ def test_tiny_numbers_keep_their_digits():
     assert np.allclose(found, values, rtol=1e-6, atol=0)
     # An ordinary column has the digits that it had before.
     assert RecordSchema.infer(pd.DataFrame({"x": [0.1, 0.123456789012345]})).column("x").decimals == 12
+
+
+@pytest.mark.parametrize("hours", [-7, 0, 2])
+def test_moments_in_a_file_are_those_of_the_data(hours, fitted):
+    """Also in a process that has fitted and sampled, where pyarrow was seen to add the offsets of clocks twice."""
+    fitted[0](2, seed=0)
+    zone = datetime.timezone(datetime.timedelta(hours=hours))
+    moments = [datetime.datetime(2024, 2, 29, hour, 30, tzinfo=zone) for hour in (0, 12, 23)]
+    written = again(pd.Series(moments, dtype="object")).to_arrow()["x"].to_pylist()
+    assert written == moments
