@@ -181,7 +181,7 @@ def test_constant_and_empty_columns_are_allowed(write):
         ("a.feather", "x", ["'.feather'", "convert it"]),
         ("a", "x", ["without an ending", ".csv"]),
         ("a.csv.gz", "x", ["'.gz'", "unpack it"]),
-        ("a.csv", gzip.compress(b"a,b\n1,2\n3,4\n"), ["packed with gzip, not .csv", "unpack it"]),
+        ("a.csv", gzip.compress(b"a,b\n1,2\n3,4\n", mtime=0), ["packed with gzip, not .csv", "unpack it"]),
         ("a.csv", b"PK\x03\x04\x14\x00\x00\x00", ["Excel", "pandas.read_excel"]),
         ("a.jsonl", b"PAR1\x15\x04", ["a parquet file, not .jsonl", "rename it to .parquet"]),
         ("a.csv", "a,b\nx\0y,1\nz,2\n", ["line 2 holds a NUL", "--encoding"]),
