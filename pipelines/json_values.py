@@ -71,8 +71,9 @@ def _plain(value: Any, schema: Any, column: str) -> Any:
                 f"column {column!r}: an object has the key {bad[0]!r}, which is not a string: make it one "
                 "({str(key): value ...})"
             )
-        keys = [*(key for key in properties if key in value), *(key for key in value if key not in properties)]
-        plain = {clean_text(key): _plain(value[key], properties.get(key, other), column) for key in keys}
+        cells = {clean_text(key): cell for key, cell in value.items()}  # the schema knows the keys as they are written
+        keys = [*(key for key in properties if key in cells), *(key for key in cells if key not in properties)]
+        plain = {key: _plain(cells[key], properties.get(key, other), column) for key in keys}
         if len(plain) < len(value):
             raise SchemaError(f"column {column!r}: keys of an object differ in broken unicode only: rename them")
         return plain
