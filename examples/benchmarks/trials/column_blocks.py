@@ -5,7 +5,7 @@
 A number's block is its Gaussianised rank (ties spread), a category's a learned embedding of unit variance, a gap's a
 flag. Blocks are read with noise ``sigma``, the posterior's; the diffusion ends at that noise level instead of at zero,
 so that the denoiser never learns what lies below it. The draft writes column by column from the noisy latent and the
-columns before. Prints losses, CPU seconds and the figures of the evaluation as JSON (TRIALS.md has a table).
+columns before. Prints losses, CPU seconds and the figures of the evaluation as JSON (README.md here has a table).
 """
 
 import argparse
