@@ -17,6 +17,7 @@ import pytest
 from difflm.pipelines.outputs import DiffLMPipelineOutput
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.stored_types import arrow_type_of
+from difflm.pipelines.values import in_utc
 
 
 def arrow(values, kind) -> pd.Series:
@@ -158,3 +159,7 @@ def test_moments_in_a_file_are_those_of_the_data(hours, fitted):
     moments = [datetime.datetime(2024, 2, 29, hour, 30, tzinfo=zone) for hour in (0, 12, 23)]
     written = again(pd.Series(moments, dtype="object")).to_arrow()["x"].to_pylist()
     assert written == moments
+    # Whatever the process: what pyarrow is given stands at offset zero, so that adding it twice changes nothing.
+    given = in_utc([*moments, None, pd.NaT])
+    assert given == [*moments, None, None]
+    assert all(moment.utcoffset() == datetime.timedelta(0) for moment in given[:3])
