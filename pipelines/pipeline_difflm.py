@@ -54,6 +54,7 @@ from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
 from .record_writers import WritingOptions, record_writer
+from .row_seeds import latent_generators
 from .sampling_run import RecordJudge, SamplingRun
 from .schema_columns import schema_columns  # noqa: F401
 from .stored_types import plain_scalar  # noqa: F401
@@ -306,9 +307,13 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         return [RowRandom(seed, first_row + row, attempt) for row in range(num_rows)]
 
     def _sample_latents(self, randoms: Sequence[RowRandom], labels: Tensor | None = None, **options: Any) -> Tensor:
-        generators = [random.latent_generator() for random in randoms]
         return sample_latents(
-            self.denoiser, self.scheduler, len(randoms), generators=generators, class_labels=labels, **options
+            self.denoiser,
+            self.scheduler,
+            len(randoms),
+            generators=latent_generators(randoms),
+            class_labels=labels,
+            **options,
         )
 
     def _condition_labels(

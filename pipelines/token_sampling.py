@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,10 @@ class RowRandom:
             if isinstance(value, bool) or (numbers[-1] < 0 and name != "seed"):
                 raise SamplingError(f"{name} must be an integer of at least zero, not {value!r}.")
         self.seed, self.row, self.attempt = numbers
-        self._tokens = np.random.Generator(np.random.PCG64(self._sequence(1)))
+
+    @cached_property
+    def _tokens(self) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(self._sequence(1)))
 
     def _sequence(self, stream: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed % 2**64, spawn_key=(self.row, self.attempt, stream))
