@@ -154,6 +154,9 @@ class DiffLMConfig(PreTrainedConfig):
     decoder_fingerprint : dict
         What a decoder must look like at load.
     latent_size : int, default 64
+    column_latent_noise : list of float, optional
+        Of the latent's first dimensions, which come from outside (see [`~DiffLMModel.encode`]): the posterior's
+        standard deviations. The text encoder gives the rest; where there is none left, the model has no encoder.
     pooling : {"attention", "mean", "cls"}, default "attention"
     num_pooling_queries : int, default 8
     injection : {"kv_memory", "soft_prompt", "embedding"}, default "kv_memory"
@@ -162,8 +165,6 @@ class DiffLMConfig(PreTrainedConfig):
     injection_hidden_size : int, default 512
     injection_token_size : int, default 256
         Width of one memory token before it is mapped to all layers' keys and values.
-    num_prefix_tokens : int, default 0
-        Learned prompt embeddings before the latent's ones (``soft_prompt`` only).
     initial_log_variance : float, default -3.0
         Bias of the posterior's log-variance head.
     num_feature_columns : int, default 0
@@ -206,13 +207,13 @@ class DiffLMConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     latent_size: int = 64
+    column_latent_noise: list[float] | None = None
     pooling: str = "attention"
     num_pooling_queries: int = 8
     injection: str = "kv_memory"
     num_injection_tokens: int = 8
     injection_hidden_size: int = 512
     injection_token_size: int = 256
-    num_prefix_tokens: int = 0
     embedding_std: float = 1.0
     initial_log_variance: float = -3.0
     num_feature_columns: int = 0
@@ -239,6 +240,8 @@ class DiffLMConfig(PreTrainedConfig):
         for name in ("latent_size", "num_injection_tokens", "num_pooling_queries", "injection_hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.text_latent_size < 0 or any(noise <= 0 for noise in self.column_latent_noise or ()):
+            raise ValueError("column_latent_noise must be above 0, one at most for each dimension of the latent.")
         if self.draft_places and not self.draft_token_ids:
             raise ValueError("draft_places need draft_token_ids.")
         if self.draft_places and len(self.draft_places) > 1 and not self.separator_token_ids:
@@ -249,6 +252,16 @@ class DiffLMConfig(PreTrainedConfig):
                 f"{FORMAT_VERSION}: upgrade with `pip install -U difflm`."
             )
 
+    @property
+    def column_latent_size(self) -> int:
+        """How many of the latent's dimensions come from outside, the first ones."""
+        return len(self.column_latent_noise or ())
+
+    @property
+    def text_latent_size(self) -> int:
+        """How many come from the text encoder: the rest."""
+        return self.latent_size - self.column_latent_size
+
 
 @dataclass
 class Posterior:
@@ -258,10 +271,13 @@ class Posterior:
     ----------
     mean, log_variance : Tensor
         ``[batch, latent_size]``, fp32.
+    num_given : int, default 0
+        How many of the first dimensions are given, not learnt: no KL is counted of them.
     """
 
     mean: Tensor
     log_variance: Tensor
+    num_given: int = 0
 
     def sample(self, generator: torch.Generator | None = None, eps: Tensor | None = None) -> Tensor:
         """Reparameterise: z = mu + sigma * eps, ``[batch, latent_size]``; ``eps`` is drawn unless it is given."""
@@ -270,12 +286,13 @@ class Posterior:
         return self.mean + torch.exp(0.5 * self.log_variance) * eps
 
     def kl(self) -> Tensor:
-        """KL(q(z|x) || N(0, I)) of each record in nats, ``[batch]``, summed over the latent's dimensions."""
+        """KL(q(z|x) || N(0, I)) of each record in nats, ``[batch]``, summed over the dimensions that are learnt."""
         return self.kl_per_dimension().sum(dim=-1)
 
     def kl_per_dimension(self) -> Tensor:
-        """The same of each dimension, ``[batch, latent_size]``."""
-        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
+        """The same of each of them, ``[batch, latent_size - num_given]``."""
+        mean, log_variance = self.mean[:, self.num_given :], self.log_variance[:, self.num_given :]
+        return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
 @dataclass
@@ -470,7 +487,7 @@ class KVMemoryInjector(nn.Module):
 
 
 class SoftPromptInjector(nn.Module):
-    """Latent -> token embeddings before BOS ("soft prompt", paper section 3.4), after an optional learned prefix."""
+    """Latent -> token embeddings before BOS ("soft prompt", paper section 3.4)."""
 
     def __init__(self, config: DiffLMConfig) -> None:
         super().__init__()
@@ -479,17 +496,9 @@ class SoftPromptInjector(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         # The frozen decoder has only ever seen inputs of its embeddings' size.
         nn.init.constant_(self.norm.weight, config.embedding_std)
-        self.prefix = (
-            nn.Parameter(torch.randn(config.num_prefix_tokens, hidden) * config.embedding_std)
-            if config.num_prefix_tokens
-            else None
-        )
 
     def forward(self, latents: Tensor) -> Injection:
-        prompt = self.norm(self.latent_to_tokens(latents).unflatten(1, (self.num_tokens, -1)))
-        if self.prefix is not None:
-            prompt = torch.cat([self.prefix.expand(len(latents), -1, -1), prompt], dim=1)
-        return Injection(prefix_embeds=prompt)
+        return Injection(prefix_embeds=self.norm(self.latent_to_tokens(latents).unflatten(1, (self.num_tokens, -1))))
 
 
 class EmbeddingInjector(nn.Module):
@@ -578,7 +587,7 @@ INJECTORS: dict[str, type[nn.Module]] = {
 class DiffLMModel(PreTrainedModel):
     """VAE of records whose decoder is a frozen causal LM (DiffLM, arXiv 2411.03250).
 
-    Build one with [`~DiffLMModel.from_encoder_decoder`], load one with ``from_pretrained``. A saved model holds
+    Build one with [`from_encoder_decoder`], load one with ``from_pretrained``. A saved model holds
     everything but the decoder, which is loaded from ``config.decoder_name_or_path`` and checked against
     ``config.decoder_fingerprint``.
 
@@ -586,7 +595,8 @@ class DiffLMModel(PreTrainedModel):
     ----------
     config : DiffLMConfig
     encoder : PreTrainedModel, optional
-        Used as is; otherwise built, untrained, from ``config.encoder_config``.
+        Used as is; otherwise built, untrained, from ``config.encoder_config``. None where the latent has no dimension
+        for the text.
     """
 
     config_class = DiffLMConfig
@@ -600,83 +610,44 @@ class DiffLMModel(PreTrainedModel):
 
     def __init__(self, config: DiffLMConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        if config.encoder_config is None or not config.decoder_hidden_size:
-            raise ValueError("The config describes no encoder or decoder: use DiffLMModel.from_encoder_decoder.")
-        self.encoder = _prepare_encoder(config, encoder)
-        hidden = self.encoder.config.hidden_size
-        self.pooling = AttentionPooling(hidden, config.num_pooling_queries) if config.pooling == "attention" else None
-        width = hidden * (config.num_pooling_queries if config.pooling == "attention" else 1)
-        columns = config.num_feature_columns
-        self.column_features = ColumnFeatures(columns, config.feature_size) if columns else None
-        self.posterior_norm = nn.LayerNorm(width)
-        features = config.feature_size if columns else 0
-        self.posterior_mean = nn.Linear(width + features, config.latent_size)
-        self.posterior_log_variance = nn.Linear(width + features, config.latent_size)
-        nn.init.normal_(self.posterior_log_variance.weight, std=0.01)
-        nn.init.constant_(self.posterior_log_variance.bias, config.initial_log_variance)
-        if columns:  # the text adds to what the features say, from nothing at first
-            for head in (self.posterior_mean, self.posterior_log_variance):
-                nn.init.zeros_(head.weight[:, :width])
+        reads_text = config.text_latent_size > 0
+        if not config.decoder_hidden_size or (reads_text and config.encoder_config is None):
+            raise ValueError(
+                "The config describes no encoder or decoder: use difflm.build_difflm.from_encoder_decoder."
+            )
+        self.encoder = _prepare_encoder(config, encoder) if reads_text else None
+        self.pooling: AttentionPooling | None = None
+        self.column_features: ColumnFeatures | None = None
+        if self.encoder is not None:
+            self._add_posterior(config, self.encoder.config.hidden_size)
         self.injector = INJECTORS[config.injection](config)
         self.column_embeddings = ColumnEmbeddings(config) if config.num_embedded_columns else None
         self.record_draft = RecordDraft(config) if config.draft_places else None
         self.decoder: PreTrainedModel | None = None
         self.post_init()
 
+    def _add_posterior(self, config: DiffLMConfig, width: int) -> None:
+        """What makes of the encoder's outputs, of this width, the text's dimensions of the latent."""
+        if config.pooling == "attention":
+            self.pooling = AttentionPooling(width, config.num_pooling_queries)
+            width *= config.num_pooling_queries
+        features = 0
+        if config.num_feature_columns:
+            features = config.feature_size
+            self.column_features = ColumnFeatures(config.num_feature_columns, features)
+        self.posterior_norm = nn.LayerNorm(width)
+        self.posterior_mean = nn.Linear(width + features, config.text_latent_size)
+        self.posterior_log_variance = nn.Linear(width + features, config.text_latent_size)
+        nn.init.normal_(self.posterior_log_variance.weight, std=0.01)
+        nn.init.constant_(self.posterior_log_variance.bias, config.initial_log_variance)
+        if features:  # the text adds to what they say, from nothing at first
+            for head in (self.posterior_mean, self.posterior_log_variance):
+                nn.init.zeros_(head.weight[:, :width])
+
     def _init_weights(self, module: nn.Module) -> None:
         """Parts initialise themselves; the encoder is pretrained."""
 
     # ---------------------------------------------------------------- building, loading, saving
-
-    @classmethod
-    def from_encoder_decoder(
-        cls, encoder: str | PreTrainedModel, decoder: str | PreTrainedModel, **config_kwargs: Any
-    ) -> DiffLMModel:
-        """Build a model from a pretrained encoder and a pretrained causal LM.
-
-        Parameters
-        ----------
-        encoder, decoder : str or PreTrainedModel
-            Names (see [`resolve_source`]) or loaded models. A loaded decoder is used as is; the checkpoint
-            remembers its ``name_or_path``.
-        **config_kwargs
-            Fields of [`DiffLMConfig`], e.g. ``latent_size``, ``injection``, ``decoder_dtype``.
-        """
-        config_kwargs = dict(config_kwargs)
-        if isinstance(encoder, str):
-            config_kwargs["encoder_name_or_path"] = _absolute(encoder)
-            source = resolve_source(encoder)[0]
-            with _readable(encoder):
-                encoder_model: PreTrainedModel = AutoModel.from_pretrained(
-                    source, dtype=torch.float32, trust_remote_code=False
-                )
-        else:
-            encoder_model = encoder
-            config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
-        if isinstance(decoder, str):
-            decoder_model = load_decoder(decoder_name_or_path=decoder, **_decoder_arguments(config_kwargs))
-            config_kwargs["decoder_name_or_path"] = _absolute(decoder)
-        else:
-            decoder_model = decoder
-            config_kwargs.setdefault("decoder_name_or_path", decoder.name_or_path)
-            config_kwargs.setdefault("decoder_dtype", str(decoder.dtype).removeprefix("torch."))
-        text_config = decoder_model.config.get_text_config(decoder=True)
-        embeddings = _embedding_weight(decoder_model)
-        config = DiffLMConfig(
-            encoder_config=encoder_model.config.to_dict(),
-            decoder_hidden_size=embeddings.shape[1],
-            decoder_fingerprint=decoder_fingerprint(decoder_model),
-            embedding_std=float(embeddings[:4096].detach().float().std()),
-            **_probe_cache(decoder_model, config_kwargs.get("injection", DiffLMConfig.injection)),
-            **{
-                "bos_token_id": _first_id(text_config.bos_token_id),
-                "eos_token_id": _first_id(text_config.eos_token_id),
-            }
-            | config_kwargs,
-        )
-        model = cls(config, encoder=encoder_model)
-        model.attach_decoder(decoder_model)
-        return model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -719,7 +690,7 @@ class DiffLMModel(PreTrainedModel):
         for name, value in overrides.items():
             setattr(model.config, name, value and str(value).removeprefix("torch."))
         if decoder is None:
-            arguments = _decoder_arguments(vars(model.config))
+            arguments = decoder_arguments(vars(model.config))
             if "attn_implementation" in decoder_kwargs:
                 arguments.pop("decoder_attn_implementation", None)
             _check_names({name: value for name, value in arguments.items() if name not in overrides})
@@ -749,18 +720,18 @@ class DiffLMModel(PreTrainedModel):
         super().train(mode)
         if self.decoder is not None:
             self.decoder.eval()
-        if self.config.encoder_training == "frozen":
+        if self.encoder is not None and self.config.encoder_training == "frozen":
             self.encoder.eval()
         return self
 
     @property
     def dtype(self) -> torch.dtype:
         """The trainable parts' dtype."""
-        return self.posterior_mean.weight.dtype
+        return next(self.injector.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.posterior_mean.weight.device
+        return next(self.injector.parameters()).device
 
     # ---------------------------------------------------------------- computing
 
@@ -775,14 +746,53 @@ class DiffLMModel(PreTrainedModel):
         """Held while the decoder is used, since hooks and caches belong to one call: ``with model.decoder_lock:``."""
         return vars(self._decoder).setdefault("difflm_lock", DecoderLock())
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, feature_values: Tensor | None = None) -> Posterior:
-        """Encode records, tokenised by the encoder's tokenizer (``[batch, tokens]`` each), to posteriors.
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        feature_values: Tensor | None = None,
+        column_latents: Tensor | None = None,
+    ) -> Posterior:
+        """Encode records to posteriors.
 
-        A model with feature columns also needs ``feature_values``: the values' places in their columns' ranges or
-        lists, 0 to 1, ``[batch, num_feature_columns]``, NaN where missing.
+        Parameters
+        ----------
+        input_ids, attention_mask : Tensor, optional
+            The records as the encoder's tokenizer writes them, ``[batch, tokens]``; not read without an encoder.
+        feature_values : Tensor, optional
+            For a model with feature columns: the values' places in their columns' ranges or lists, 0 to 1,
+            ``[batch, num_feature_columns]``, NaN where missing.
+        column_latents : Tensor, optional
+            For a model with ``column_latent_noise``: the posterior's mean in the first dimensions,
+            ``[batch, column_latent_size]``.
+
+        Raises
+        ------
+        ValueError
+            If what this model reads is not given.
         """
+        parts = [self.encode_columns(column_latents)] if self.config.column_latent_noise else []
+        if self.encoder is not None:
+            if input_ids is None or attention_mask is None:
+                raise ValueError("This model reads the records' text: pass input_ids and attention_mask.")
+            parts.append(self._encode_text(input_ids, attention_mask, feature_values))
+        mean, log_variance = (torch.cat([getattr(one, part) for one in parts], 1) for part in ("mean", "log_variance"))
+        return Posterior(mean, log_variance, self.config.column_latent_size)
+
+    def encode_columns(self, column_latents: Tensor | None) -> Posterior:
+        """The first dimensions' part of the posterior: these means, ``[batch, column_latent_size]``, and the noise."""
+        noise = self.config.column_latent_noise or ()
+        if column_latents is None or column_latents.shape[1] != len(noise):
+            raise ValueError(
+                f"The first {len(noise)} dimensions of this model's latents come from outside: pass column_latents=, "
+                "or encode records with DiffLMPipeline.encode."
+            )
+        mean = column_latents.to(self.device, torch.float32)
+        return Posterior(mean, 2 * mean.new_tensor(noise).log().expand_as(mean), len(noise))
+
+    def _encode_text(self, input_ids: Tensor, attention_mask: Tensor, feature_values: Tensor | None) -> Posterior:
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.encoder_autocast):
-            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+            hidden = cast(Any, self.encoder)(input_ids=input_ids, attention_mask=attention_mask)[0]
         hidden = hidden.to(self.dtype)
         if self.pooling is not None:
             pooled = self.pooling(hidden, attention_mask)
@@ -872,10 +882,12 @@ class DiffLMModel(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
+        *,
         labels: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         feature_values: Tensor | None = None,
+        column_latents: Tensor | None = None,
         beta: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> DiffLMOutput:
@@ -883,18 +895,16 @@ class DiffLMModel(PreTrainedModel):
 
         Parameters
         ----------
-        input_ids, attention_mask : Tensor
-            ``[batch, tokens]``, the encoder's view of the records.
         labels : Tensor
             ``[batch, tokens]``, see [`~DiffLMModel.reconstruction`].
-        feature_values : Tensor, optional
+        input_ids, attention_mask, feature_values, column_latents : Tensor, optional
             See [`~DiffLMModel.encode`].
         beta : float, default 0.0
             Weight of the KL.
         generator : torch.Generator, optional
             For eps; in eval mode the posterior's mean is used instead of a sample.
         """
-        posterior = self.encode(input_ids, attention_mask, feature_values)
+        posterior = self.encode(input_ids, attention_mask, feature_values, column_latents)
         latents = posterior.sample(generator) if self.training else posterior.mean
         record_losses = self.reconstruction(latents, labels)
         reconstruction_loss, kl = record_losses.mean(), posterior.kl().mean()
@@ -944,7 +954,7 @@ class DiffLMModel(PreTrainedModel):
                 raise ValueError(f"{name} must be 1: repeat the latents instead.")
         injection = self.inject(latents)
         embeddings = self._decoder.get_input_embeddings()
-        bos = torch.full((len(latents), 1), self._bos, device=_embedding_weight(self._decoder).device)
+        bos = torch.full((len(latents), 1), self._bos, device=embedding_weight(self._decoder).device)
         with self.decoder_lock, bias_tokens(self._decoder, injection):
             inputs_embeds = embeddings(bos)
             if injection.prefix_embeds is not None:
@@ -996,12 +1006,12 @@ def bias_tokens(decoder: PreTrainedModel, injection: Injection) -> Iterator[None
             handle.remove()
 
 
-def _embedding_weight(model: PreTrainedModel) -> Tensor:
+def embedding_weight(model: PreTrainedModel) -> Tensor:
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
     """Name the model whose weights are no weights."""
     try:
         yield
@@ -1038,16 +1048,11 @@ def _prepare_encoder(config: DiffLMConfig, given: PreTrainedModel | None) -> Pre
     return encoder
 
 
-def _decoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
+def decoder_arguments(config: dict[str, Any]) -> dict[str, Any]:
     names = ("name_or_path", "revision", "gguf_file", "dtype", "quantization_config", "attn_implementation")
     return {
         f"decoder_{name}": config[f"decoder_{name}"] for name in names if config.get(f"decoder_{name}") is not None
     }
-
-
-def _absolute(name: str) -> str:
-    """A folder's or file's path from the root: a checkpoint is loaded from other working directories."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _check_names(arguments: dict[str, Any]) -> None:
@@ -1099,40 +1104,9 @@ def load_decoder(
         # Dequantised: layers left in GGUF blocks pass no gradients to the injector.
         kwargs |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     kwargs.setdefault("trust_remote_code", False)
-    with _readable(decoder_name_or_path):
+    with readable(decoder_name_or_path):
         decoder: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **kwargs)
     return decoder.requires_grad_(False).eval()
-
-
-def _first_id(token_id: int | list[int] | None) -> int | None:
-    return token_id[0] if isinstance(token_id, list) else token_id
-
-
-def _probe_cache(decoder: PreTrainedModel, injection: str) -> dict[str, Any]:
-    """Read the sizes of the decoder's keys and values off one forward pass: no attribute name is trusted."""
-    try:
-        cache = DynamicCache(config=decoder.config)
-        with torch.no_grad():
-            decoder(input_ids=torch.zeros(1, 1, dtype=torch.long, device=decoder.device), past_key_values=cache)
-        layers: list[Any] = cache.layers
-        shapes = {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers}
-        if len(shapes) != 1:
-            raise ValueError(f"layers differ: {sorted(shapes)}")
-        heads, key_dim, value_dim = next(iter(shapes))
-        if key_dim != value_dim:
-            raise ValueError(f"keys have {key_dim} dimensions and values {value_dim}")
-    except (AttributeError, TypeError, ValueError) as error:
-        if injection != "kv_memory":
-            return {}
-        raise ValueError(
-            f"{type(decoder).__name__} keeps no plain key/value cache in every layer ({error}): "
-            'use injection="soft_prompt".'
-        ) from error
-    return {
-        "decoder_num_layers": len(cache.layers),
-        "decoder_num_key_value_heads": heads,
-        "decoder_head_dim": key_dim,
-    }
 
 
 def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
@@ -1142,7 +1116,7 @@ def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
     logits, when it reads 8 tokens spread over the vocabulary. It is absent where a decoder gives no states.
     """
     config = decoder.config.get_text_config(decoder=True)
-    weight = _embedding_weight(decoder).detach()
+    weight = embedding_weight(decoder).detach()
     sizes = [config.num_hidden_layers, getattr(config, "num_attention_heads", 0), *weight.shape]
     rows = torch.linspace(0, len(weight) - 1, 16, device=weight.device).long()
     columns = torch.linspace(0, weight.shape[1] - 1, 16, device=weight.device).long()
@@ -1163,7 +1137,7 @@ def decoder_fingerprint(decoder: PreTrainedModel) -> dict[str, Any]:
 @torch.no_grad()
 def _probe(decoder: PreTrainedModel) -> Tensor | None:
     """``[layers + 1, 16]``, see [`decoder_fingerprint`]."""
-    weight = _embedding_weight(decoder)
+    weight = embedding_weight(decoder)
     tokens = torch.linspace(0, len(weight) - 1, 8, device=weight.device).long()[None]
     count = decoder.config.get_text_config(decoder=True).num_hidden_layers
     lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
@@ -1189,7 +1163,7 @@ def _probe(decoder: PreTrainedModel) -> Tensor | None:
 def _precision(decoder: PreTrainedModel) -> str:
     if not all(parameter.is_floating_point() for parameter in decoder.parameters()):
         return "quantized"
-    return str(_embedding_weight(decoder).dtype).removeprefix("torch.")
+    return str(embedding_weight(decoder).dtype).removeprefix("torch.")
 
 
 def check_decoder(decoder: PreTrainedModel, expected: dict[str, Any] | None) -> None:

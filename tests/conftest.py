@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from difflm.build_difflm import from_encoder_decoder
 from difflm.modeling_difflm import DiffLMModel
 
 
@@ -103,7 +104,7 @@ def build_tiny_model(model_folders: dict[str, str], **kwargs: object) -> DiffLMM
         "injection_hidden_size": 32,
         "injection_token_size": 16,
     }
-    return DiffLMModel.from_encoder_decoder(model_folders["encoder"], model_folders["decoder"], **settings | kwargs)
+    return from_encoder_decoder(model_folders["encoder"], model_folders["decoder"], **settings | kwargs)
 
 
 @pytest.fixture

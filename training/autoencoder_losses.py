@@ -32,8 +32,9 @@ class ColumnDecoder(nn.Module):
 
 
 def trains_columns(model: DiffLMModel) -> bool:
-    """Whether a loss of the columns' values is part of the training."""
-    return bool(model.config.num_feature_columns and model.config.column_loss_weight)
+    """Whether a loss of the columns' values, or of the draft, is part of the training."""
+    told = model.config.num_feature_columns or model.record_draft is not None
+    return bool(told and model.config.column_loss_weight)
 
 
 def reconstruction(
@@ -117,11 +118,14 @@ class AutoencoderObjective(nn.Module):
             waves = autoencoder.column_features.num_waves
             self.column_decoder = ColumnDecoder(cast(DiffLMConfig, autoencoder.config), waves).to(autoencoder.device)
 
-    def column_loss(self, latents: Tensor, feature_values: Tensor, labels: Tensor | None = None) -> Tensor:
+    def column_loss(
+        self, latents: Tensor, feature_values: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
         """Nats of each record's features given its latent, and with ``labels`` of its draft too, ``[batch]``."""
         loss = latents.new_zeros(len(latents))
-        if self.column_decoder is not None and self.autoencoder.column_features is not None:
-            waves = self.autoencoder.column_features.waves(feature_values.to(latents))
+        features = self.autoencoder.column_features
+        if self.column_decoder is not None and features is not None and feature_values is not None:
+            waves = features.waves(feature_values.to(latents))
             loss = loss + self.column_decoder(latents, waves)
         if self.autoencoder.record_draft is not None and labels is not None:
             loss = loss + draft_loss(self.autoencoder, latents, labels)
@@ -129,11 +133,12 @@ class AutoencoderObjective(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        feature_values: Tensor | None = None,
         *,
+        labels: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        feature_values: Tensor | None = None,
+        column_latents: Tensor | None = None,
         beta: float = 0.0,
         eps: Tensor | None = None,
         candidates: CandidateTokens | None = None,
@@ -142,7 +147,7 @@ class AutoencoderObjective(nn.Module):
 
         Parameters
         ----------
-        input_ids, attention_mask, labels, feature_values, beta
+        labels, input_ids, attention_mask, feature_values, column_latents, beta
             See [`DiffLMModel.forward`].
         eps : Tensor, optional
             Unit Gaussian noise of the reparameterisation, ``[batch, latent_size]``; drawn unless given. In eval mode
@@ -151,12 +156,12 @@ class AutoencoderObjective(nn.Module):
             See [`reconstruction`].
         """
         model = self.autoencoder
-        posterior = model.encode(input_ids, attention_mask, feature_values)
+        posterior = model.encode(input_ids, attention_mask, feature_values, column_latents)
         latents = posterior.sample(eps=eps) if self.training else posterior.mean
         record_losses = reconstruction(model, latents, labels, candidates)
         reconstruction_loss, divergence = record_losses.mean(), kl(posterior, self.free_bits).mean()
         loss = reconstruction_loss + beta * divergence
-        if feature_values is not None and trains_columns(model):
+        if trains_columns(model):
             loss = loss + model.config.column_loss_weight * self.column_loss(latents, feature_values, labels).mean()
         return DiffLMOutput(
             loss=loss,

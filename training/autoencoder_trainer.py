@@ -27,10 +27,10 @@ from difflm.training.autoencoder_losses import AutoencoderObjective, draft_loss,
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
 from difflm.training.candidate_tokens import CandidateTokens, draw_candidates, has_plain_head
 from difflm.training.keep_best import KeepBest
-from difflm.training.latent_warmup import WARMED_UP, warm_up_latents
+from difflm.training.latent_warmup import warm_up_latents, warmed_up_parts
 from difflm.training.policy import Policy
 from difflm.training.processes import is_main_process, num_processes, process_index, summed, wait_for_everyone
-from difflm.training.record_dataset import RecordCollator, RecordDataset
+from difflm.training.record_dataset import RecordCollator, RecordDataset, encoder_inputs
 from difflm.training.seeds import derived_seed, seeded_generator
 from difflm.training.time_budget import TimeBudget
 from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpoints, TimeLimit
@@ -44,9 +44,9 @@ class AutoencoderTrainer(Trainer):
     """Trainer of [`DiffLMModel`]: loss = reconstruction + beta * KL (DiffLM, equation 2).
 
     ``evaluate`` reports, in nats per record on the evaluation set: ``eval_reconstruction`` (each record from its own
-    latent), ``eval_reconstruction_shuffled`` (from another record's: the gap is what the latent carries),
-    ``eval_kl``, and for a model that makes one ``eval_reconstruction_draft``, by the draft alone: what the LLM adds is
-    the difference.
+    latent: the posterior's mean, with noise in the dimensions that come from outside),
+    ``eval_reconstruction_shuffled`` (from another record's: the gap is what the latent carries), ``eval_kl``, and for
+    a model that makes one ``eval_reconstruction_draft``, by the draft alone: what the LLM adds is the difference.
 
     Parameters
     ----------
@@ -119,8 +119,8 @@ class AutoencoderTrainer(Trainer):
         self.budget.start()
         if self.autoencoder.column_features is not None:
             self.autoencoder.column_features.fit(cast(Any, self.train_dataset).told_feature_values())
-            if self._warms_up and not resume_from_checkpoint:
-                self._warm_up()
+        if self._warms_up and not resume_from_checkpoint:
+            self._warm_up()
         self.autoencoder.encoder_autocast = self.args.encoder_bf16 and multiplies_bf16(self.args.device)
         try:
             for model in models:
@@ -138,7 +138,7 @@ class AutoencoderTrainer(Trainer):
             drafts = self.autoencoder.record_draft is not None
             warm_up_latents(
                 self.elbo,
-                dataset.feature_values(),
+                dataset.feature_values() if dataset.column_latents is None else dataset.column_latents,
                 functools.cache(lambda row: dataset.token_ids(dataset.records[row])) if drafts else None,
                 _columns_and_labels(self.eval_dataset, self.policy.warm_up_evaluation_records),
                 steps=self.args.latent_warmup_steps,
@@ -208,7 +208,7 @@ class AutoencoderTrainer(Trainer):
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(cast(Any, self.elbo)))
             # What was warmed up is trained on as gently as what was pretrained.
-            trained_before = ("encoder", *(WARMED_UP if self._warms_up else ()))
+            trained_before = ("encoder", *(warmed_up_parts(self.autoencoder) if self._warms_up else ()))
             groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
             for name, parameter in self.elbo.named_parameters():
                 if parameter.requires_grad:
@@ -269,20 +269,20 @@ class AutoencoderTrainer(Trainer):
         means = torch.zeros(len(dataset), model.config.latent_size, device=self.args.device)
         kl = torch.zeros(len(dataset), device=self.args.device)
         for number, batch in batches.items():
-            posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
+            posterior = model.encode(**encoder_inputs(batch))
             means[rows[number]], kl[rows[number]] = posterior.mean, posterior.kl()
-        means = summed(means)
+        latents = with_column_noise(model, summed(means), self.args.seed)
         # Rolled by half the set: records of similar length, hence neighbours, do not trade places.
-        shuffled = means.roll(len(means) // 2 or 1, dims=0)
+        shuffled = latents.roll(len(latents) // 2 or 1, dims=0)
         losses = {"reconstruction": torch.zeros_like(kl), "reconstruction_shuffled": torch.zeros_like(kl)}
         if model.record_draft is not None:
             losses["reconstruction_draft"] = torch.zeros_like(kl)
         for number, batch in batches.items():
             own, labels = rows[number], batch["labels"]
-            losses["reconstruction"][own] = model.reconstruction(means[own], labels)
+            losses["reconstruction"][own] = model.reconstruction(latents[own], labels)
             losses["reconstruction_shuffled"][own] = model.reconstruction(shuffled[own], labels)
             if model.record_draft is not None:
-                losses["reconstruction_draft"][own] = draft_loss(model, means[own], labels)
+                losses["reconstruction_draft"][own] = draft_loss(model, latents[own], labels)
         losses["kl"] = kl
         figures = {f"{metric_key_prefix}_{name}": summed(found).mean().item() for name, found in losses.items()}
         figures[f"{metric_key_prefix}_loss"] = figures[f"{metric_key_prefix}_reconstruction"]
@@ -348,9 +348,19 @@ class _RecordsByLength(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
+def with_column_noise(model: DiffLMModel, latents: Tensor, seed: int) -> Tensor:
+    """Latents with the posterior's noise in the dimensions that come from outside, as they are sampled: the same for
+    the same seed."""
+    if not (noise := model.config.column_latent_noise):
+        return latents
+    drawn = torch.randn(len(latents), len(noise), generator=seeded_generator(seed, "evaluation", 0))
+    columns = latents[:, : len(noise)] + (drawn * torch.tensor(noise)).to(latents)
+    return torch.cat([columns, latents[:, len(noise) :]], dim=1)
+
+
 def _columns_and_labels(dataset: Any, most: int) -> tuple[Tensor, list[list[int]]]:
     examples = [dataset[row] for row in range(min(len(dataset), most))]
-    values = torch.tensor([example["feature_values"] for example in examples])
+    values = torch.tensor([example.get("column_latents", example.get("feature_values")) for example in examples])
     return values, [example["labels"] for example in examples]
 
 

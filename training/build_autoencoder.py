@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from difflm.build_difflm import from_encoder_decoder
 from difflm.devices import choose_device
 from difflm.modeling_difflm import DiffLMModel
 from difflm.pipelines.record_schema import RecordSchema
@@ -38,7 +39,7 @@ def build_autoencoder(
         options = _column_options(schema, tokenizer, most) | options
         if warms_up and options["num_feature_columns"] and (separators := options["separator_token_ids"]):
             options = draft_options(prepared.train, schema, tokenizer, separators, policy) | options
-    model = DiffLMModel.from_encoder_decoder(settings.encoder, settings.decoder, **options)
+    model = from_encoder_decoder(settings.encoder, settings.decoder, **options)
     network: torch.nn.Module = model
     network.to(choose_device(device))
     return model

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from difflm.modeling_difflm import DiffLMModel, Posterior, multiplies_bf16
 from difflm.training.processes import num_processes, process_index, summed
-from difflm.training.record_dataset import RecordCollator, RecordDataset
+from difflm.training.record_dataset import RecordCollator, RecordDataset, encoder_inputs
 
 
 @contextlib.contextmanager
@@ -37,14 +37,14 @@ def estimated_seconds(
     order = sorted(range(len(dataset)), key=dataset.lengths.__getitem__)
     first = max(0, (len(order) - batch_size) // 2)
     batch = RecordCollator(encoder_pad_token_id)([dataset[row] for row in order[first : first + batch_size]])
-    batch = {name: values.to(model.device) for name, values in batch.items() if name != "labels"}
+    batch = {name: values.to(model.device) for name, values in encoder_inputs(batch).items()}
     seconds = 0.0
     with _encoding(model):
         for _ in range(2):  # the first is slower
             started = time.monotonic()
             model.encode(**batch)
             seconds = time.monotonic() - started
-    return seconds * len(dataset) / len(batch["input_ids"])
+    return seconds * len(dataset) / min(batch_size, len(dataset))
 
 
 def encode_latents(
@@ -72,8 +72,8 @@ def encode_latents(
     latents = torch.zeros(2, len(dataset), model.config.latent_size)
     with _encoding(model):
         for batch, rows in tqdm(zip(loader, mine, strict=True), total=len(mine), **bar):
-            batch = {name: values.to(model.device) for name, values in batch.items()}
-            posterior = model.encode(batch["input_ids"], batch["attention_mask"], batch.get("feature_values"))
+            batch = {name: values.to(model.device) for name, values in encoder_inputs(batch).items()}
+            posterior = model.encode(**batch)
             latents[0, rows] = posterior.mean.float().cpu()
             latents[1, rows] = posterior.log_variance.float().cpu()
     mean, log_variance = summed(latents)

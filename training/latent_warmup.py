@@ -11,19 +11,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from difflm.modeling_difflm import DiffLMModel, Posterior
 from difflm.training.autoencoder_losses import AutoencoderObjective
 from difflm.training.keep_best import KeepBest
 from difflm.training.policy import Policy
 from difflm.training.time_budget import TimeBudget
 
 
-# The parts that it trains.
-WARMED_UP = ("column_features", "column_decoder", "posterior_mean", "posterior_log_variance", "record_draft")
+def warmed_up_parts(model: DiffLMModel) -> tuple[str, ...]:
+    """The parts that it trains; of latents that come from outside only the draft."""
+    if model.config.column_latent_noise:
+        return ("record_draft",)
+    return ("column_features", "column_decoder", "posterior_mean", "posterior_log_variance", "record_draft")
 
 
 def warm_up_latents(
     objective: AutoencoderObjective,
-    feature_values: Tensor,
+    values: Tensor,
     labels: Callable[[int], list[int]] | None = None,
     held_out: tuple[Tensor, Sequence[list[int]]] | None = None,
     *,
@@ -40,9 +44,9 @@ def warm_up_latents(
     Parameters
     ----------
     objective : AutoencoderObjective
-        Of a model with feature columns, whose quantiles are fitted.
-    feature_values : Tensor
-        ``[rows, columns]``, see [`~DiffLMModel.encode`].
+        Of a model with feature columns, whose quantiles are fitted, or with latents that come from outside.
+    values : Tensor
+        The rows' feature values, or these latents, see [`~DiffLMModel.encode`].
     labels : callable, optional
         Gives the tokens of a row; needed where the model makes a draft.
     held_out : (Tensor, sequence of list of int), optional
@@ -65,10 +69,10 @@ def warm_up_latents(
     parameters = {
         name: parameter
         for name, parameter in objective.named_parameters()
-        if name.removeprefix("autoencoder.").split(".")[0] in WARMED_UP
+        if name.removeprefix("autoencoder.").split(".")[0] in warmed_up_parts(model)
     }
-    batch_size = min(policy.warm_up_batch_size, len(feature_values))
-    steps = min(steps, policy.warm_up_max_epochs * math.ceil(len(feature_values) / batch_size))
+    batch_size = min(policy.warm_up_batch_size, len(values))
+    steps = min(steps, policy.warm_up_max_epochs * math.ceil(len(values) / batch_size))
     peak = policy.warm_up_learning_rate
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=peak, weight_decay=0.0)
     # Of its own, so that a resumed fit, which has no warm-up, draws what an uninterrupted one draws.
@@ -90,11 +94,11 @@ def warm_up_latents(
             ramp = min(1.0, (made + 1) / policy.warm_up_ramp_steps)
             for group in optimizer.param_groups:
                 group["lr"] = peak * ramp * 0.5 * (1 + math.cos(math.pi * share))
-            rows = torch.randint(len(feature_values), (batch_size,), generator=generator, device=model.device)
-            values = feature_values[rows.to(feature_values.device)].to(model.device)
+            rows = torch.randint(len(values), (batch_size,), generator=generator, device=model.device)
+            chosen = values[rows.to(values.device)].to(model.device)
             tokens = None if labels is None else _padded(list(map(labels, rows.tolist())), model.device)
-            posterior = model.encode_features(values)
-            loss = objective.column_loss(posterior.sample(generator), values, tokens)
+            posterior = _posterior(model, chosen)
+            loss = objective.column_loss(posterior.sample(generator), chosen, tokens)
             loss = (loss + policy.warm_up_beta * posterior.kl()).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -113,6 +117,16 @@ def warm_up_latents(
     return made
 
 
+def _posterior(model: DiffLMModel, values: Tensor) -> Posterior:
+    """The posterior as if the text said nothing."""
+    if not model.config.column_latent_noise:
+        return model.encode_features(values)
+    columns = model.encode_columns(values)
+    prior = values.new_zeros(len(values), model.config.text_latent_size)
+    mean, log_variance = (torch.cat([part, prior], dim=1) for part in (columns.mean, columns.log_variance))
+    return Posterior(mean, log_variance, columns.num_given)
+
+
 @torch.no_grad()
 def _held_out_loss(
     objective: AutoencoderObjective, values: Tensor, labels: Sequence[list[int]], *, beta: float
@@ -122,8 +136,11 @@ def _held_out_loss(
     values, tokens = values.to(model.device), None
     if model.record_draft is not None:
         tokens = _padded(labels, model.device)
-    posterior = model.encode_features(values)
-    loss = (objective.column_loss(posterior.mean, values, tokens) + beta * posterior.kl()).mean().item()
+    posterior = _posterior(model, values)
+    latents = posterior.mean
+    if posterior.num_given:
+        latents = posterior.sample(torch.Generator(model.device).manual_seed(0))
+    loss = (objective.column_loss(latents, values, tokens) + beta * posterior.kl()).mean().item()
     objective.train()
     return loss
 

@@ -23,32 +23,35 @@ class RecordDataset(Dataset):
     """Records, tokenised when asked for.
 
     The decoder's tokens are those of the record's segments (keys and values apart), as constrained sampling will
-    force and draw them, then EOS. The encoder reads the same text.
+    force and draw them, then EOS. The encoder, if there is one, reads the same text.
 
     Parameters
     ----------
     records : sequence of dict
     schema : RecordSchema
-    encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
+    encoder_tokenizer : PreTrainedTokenizerBase or None
+    decoder_tokenizer : PreTrainedTokenizerBase
     eos_token_id : int
         Ends every record.
     untold_ends : int, default 0
         How many of a column's smallest and largest values :meth:`told_feature_values` leaves out.
+    column_latents : Tensor, optional
+        ``[records, column_latent_size]``: what the model reads instead of the values' places.
     """
 
     def __init__(
         self,
         records: Sequence[dict[str, Any]],
         schema: RecordSchema,
-        encoder_tokenizer: PreTrainedTokenizerBase,
+        encoder_tokenizer: PreTrainedTokenizerBase | None,
         decoder_tokenizer: PreTrainedTokenizerBase,
         eos_token_id: int,
         untold_ends: int = 0,
+        column_latents: Tensor | None = None,
     ) -> None:
         self.schema, self.eos_token_id, self.untold_ends = schema, eos_token_id, untold_ends
         self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
-        # Some tokenizers state no limit but a huge number.
-        self.encoder_max_length = min(encoder_tokenizer.model_max_length, 512)
+        self.column_latents = column_latents
         self._segment_ids: dict[str, list[int]] = {}
         self.records = list(records)
         # In bytes, of which a text never has fewer than tokens: only a long one must be tokenised to know.
@@ -97,11 +100,15 @@ class RecordDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, list[Any]]:
         record = self.records[index]
-        encoded = self.encoder_tokenizer(
-            self.schema.serialize(record), truncation=True, max_length=self.encoder_max_length
-        )
-        example = {"input_ids": encoded["input_ids"], "labels": self.token_ids(record)}
-        if self.schema.feature_columns:
+        example: dict[str, list[Any]] = {"labels": self.token_ids(record)}
+        if self.encoder_tokenizer is not None:
+            # Some tokenizers state no limit but a huge number.
+            limit = min(self.encoder_tokenizer.model_max_length, 512)
+            encoded = self.encoder_tokenizer(self.schema.serialize(record), truncation=True, max_length=limit)
+            example["input_ids"] = encoded["input_ids"]
+        if self.column_latents is not None:
+            example["column_latents"] = self.column_latents[index].tolist()
+        elif self.schema.feature_columns:
             example["feature_values"] = self.schema.feature_values(record)
         return example
 
@@ -116,16 +123,20 @@ class RecordCollator:
     encoder_pad_token_id: int = 0
 
     def __call__(self, examples: list[dict[str, list[Any]]]) -> dict[str, Tensor]:
-        input_ids = _pad([example["input_ids"] for example in examples], self.encoder_pad_token_id)
-        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
-            "labels": _pad([example["labels"] for example in examples], IGNORED_LABEL),
-        }
-        if "feature_values" in examples[0]:
-            batch["feature_values"] = torch.tensor([example["feature_values"] for example in examples])
+        batch = {"labels": _pad([example["labels"] for example in examples], IGNORED_LABEL)}
+        if "input_ids" in examples[0]:
+            batch["input_ids"] = _pad([example["input_ids"] for example in examples], self.encoder_pad_token_id)
+            lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+            batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+        for name in ("feature_values", "column_latents"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
         return batch
+
+
+def encoder_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a batch [`~DiffLMModel.encode`] reads."""
+    return {name: values for name, values in batch.items() if name != "labels"}
 
 
 def _without_ends(values: Tensor, count: int) -> Tensor:

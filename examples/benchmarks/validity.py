@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from difflm import DiffLMDenoiser, DiffLMModel, DiffLMPipeline, RecordSchema
+from difflm import DiffLMDenoiser, DiffLMPipeline, RecordSchema
+from difflm.build_difflm import from_encoder_decoder
 from difflm.files import write_json
 
 
@@ -74,7 +75,7 @@ def untrained_pipeline(frame: pd.DataFrame, like: DiffLMPipeline, record_format:
     encoder = BertModel(BertConfig(vocab_size=len(like.encoder_tokenizer), **sizes))
     schema = RecordSchema.infer(frame, record_format=record_format)
     return DiffLMPipeline(
-        autoencoder=DiffLMModel.from_encoder_decoder(encoder, decoder, latent_size=8, num_injection_tokens=2).eval(),
+        autoencoder=from_encoder_decoder(encoder, decoder, latent_size=8, num_injection_tokens=2).eval(),
         denoiser=DiffLMDenoiser(latent_size=8, hidden_size=16, num_blocks=1),
         scheduler=like.scheduler,
         encoder_tokenizer=like.encoder_tokenizer,

@@ -19,7 +19,8 @@ import torch
 from diffusers import KarrasVeScheduler
 from huggingface_hub import constants, hf_api
 
-from difflm import DiffLMDenoiser, DiffLMModel, DiffLMPipeline, RecordSchema
+from difflm import DiffLMDenoiser, DiffLMPipeline, RecordSchema
+from difflm.build_difflm import from_encoder_decoder
 from difflm.pipelines.conditions import ConditionEncoder
 
 
@@ -28,7 +29,7 @@ def random_pipeline(
     model_folders: dict[str, str], encoder_tokenizer: Any, decoder_tokenizer: Any, small_table: pd.DataFrame
 ) -> DiffLMPipeline:
     torch.manual_seed(0)
-    model = DiffLMModel.from_encoder_decoder(
+    model = from_encoder_decoder(
         model_folders["encoder"],
         model_folders["decoder"],
         decoder_dtype="float32",

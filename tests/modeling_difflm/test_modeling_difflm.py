@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from difflm import modeling_difflm
+from difflm.build_difflm import from_encoder_decoder
 from difflm.modeling_difflm import (
     ColumnFeatures,
     DecoderMismatchError,
@@ -72,7 +73,7 @@ def build(encoder, decoder, **kwargs) -> DiffLMModel:
         "injection_hidden_size": 16,
         "injection_token_size": 16,
     }
-    return DiffLMModel.from_encoder_decoder(encoder, decoder, **settings | kwargs)
+    return from_encoder_decoder(encoder, decoder, **settings | kwargs)
 
 
 def speak(model: DiffLMModel) -> None:

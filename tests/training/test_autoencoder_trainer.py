@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, set_seed
 
+from difflm.build_difflm import from_encoder_decoder
 from difflm.modeling_difflm import DiffLMModel, locate
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training import autoencoder_trainer
@@ -16,7 +17,7 @@ from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.beta_schedules import CyclicalBeta, DecreasingBeta, GeometricBeta
 from difflm.training.encode_latents import encode_latents, estimated_seconds
-from difflm.training.latent_warmup import WARMED_UP
+from difflm.training.latent_warmup import warmed_up_parts
 from difflm.training.policy import Policy
 from difflm.training.record_dataset import RecordDataset
 from difflm.training.time_budget import TimeBudget
@@ -32,7 +33,7 @@ def dataset(small_table, encoder_tokenizer, decoder_tokenizer) -> RecordDataset:
 
 def build(model_folders, **kwargs) -> DiffLMModel:
     set_seed(0)
-    return DiffLMModel.from_encoder_decoder(
+    return from_encoder_decoder(
         model_folders["encoder"],
         model_folders["decoder"],
         decoder_dtype="float32",
@@ -174,7 +175,7 @@ def test_what_was_warmed_up_is_trained_on_gently(model_folders, dataset, tmp_pat
         if p.requires_grad
     }
     gently = 1e-4 if steps else 1e-3
-    assert {pair for pair in found if pair[0] in WARMED_UP} == {
+    assert {pair for pair in found if pair[0] in warmed_up_parts(model)} == {
         ("column_features", gently),
         ("column_decoder", gently),
         ("posterior_mean", gently),

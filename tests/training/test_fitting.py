@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from difflm.build_difflm import from_encoder_decoder
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
 from difflm.training import autoencoder_trainer, fitting, preparation
@@ -282,7 +283,7 @@ def test_real_weights_encode_inject_step_generate_save_and_load(injection, tmp_p
 
     encoder, decoder, encoder_tokenizer, decoder_tokenizer = real_models
     torch.manual_seed(0)
-    model = DiffLMModel.from_encoder_decoder(
+    model = from_encoder_decoder(
         copy.deepcopy(encoder),
         decoder,
         encoder_name_or_path=MINILM,
