@@ -32,8 +32,11 @@ class EDMCoefficients(NamedTuple):
     c_noise: torch.Tensor
 
 
-def edm_coefficients(sigma: torch.Tensor, sigma_data: float) -> EDMCoefficients:
-    """Return the EDM coefficients at the noise levels ``sigma`` (standard deviations, > 0), each of sigma's shape."""
+def edm_coefficients(sigma: torch.Tensor, sigma_data: torch.Tensor | float) -> EDMCoefficients:
+    """Return the EDM coefficients at the noise levels ``sigma`` (standard deviations, > 0).
+
+    ``c_noise`` has sigma's shape, the others that of sigma and ``sigma_data`` broadcast.
+    """
     variance = sigma**2 + sigma_data**2
     return EDMCoefficients(
         c_skip=sigma_data**2 / variance,
@@ -49,7 +52,7 @@ def precondition(
     sigma: torch.Tensor | float,
     class_labels: torch.Tensor | None = None,
     *,
-    sigma_data: float,
+    sigma_data: torch.Tensor | float,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Make of the raw network F the denoiser D of Karras et al. (2022), equation 7, and apply it.
@@ -64,8 +67,8 @@ def precondition(
         Standard deviation of the noise, > 0, shape (batch,) or scalar.
     class_labels : torch.Tensor, optional
         Passed on.
-    sigma_data : float
-        Standard deviation of the data.
+    sigma_data : torch.Tensor or float
+        Standard deviation of the data, of each dimension, shape (latent_size,), or of all.
     dtype : torch.dtype, optional
         That of what the network is given. None: that of `noisy`.
 
@@ -75,6 +78,8 @@ def precondition(
         D, the estimate of the clean latents, shape (batch, latent_size), in the dtype of `noisy`.
     """
     sigma = torch.as_tensor(sigma, dtype=noisy.dtype, device=noisy.device).reshape(-1, 1)
+    if isinstance(sigma_data, torch.Tensor):
+        sigma_data = sigma_data.to(noisy)
     c_skip, c_out, c_in, c_noise = edm_coefficients(sigma, sigma_data)
     output = network((c_in * noisy).to(dtype or noisy.dtype), c_noise[:, 0].to(dtype or noisy.dtype), class_labels)
     return c_skip * noisy + c_out * output.to(noisy.dtype)
@@ -184,10 +189,11 @@ class DenoiserNetwork(nn.Module):
         ``c_noise`` has shape (batch,) or is a scalar. Labels, int64, have shape (batch, number of columns);
         ``class_sizes[j]`` means that column j is dropped; None drops all.
         """
-        c_noise = torch.as_tensor(c_noise, dtype=sample.dtype, device=sample.device).reshape(-1).expand(len(sample))
+        # One level for all rows, as in sampling, is embedded once.
+        c_noise = torch.as_tensor(c_noise, dtype=sample.dtype, device=sample.device).reshape(-1)
         embedding = self.noise_embedding(c_noise)
         if self.class_sizes:
-            labels = self.null_labels(len(sample), sample.device) if class_labels is None else class_labels
+            labels = self.null_labels(1, sample.device) if class_labels is None else class_labels
             for column, class_embedding in enumerate(self.class_embeddings):
                 embedding = embedding + class_embedding(labels[:, column])
         embedding = self.embedding_activation(embedding)
@@ -245,22 +251,60 @@ class LatentScaler(nn.Module):
             orthonormal.
         """
         axes = torch.eye(len(self.latent_mean)).to(self.latent_axes) if axes is None else axes
-        for name, value, buffer in (
-            ("mean", mean, self.latent_mean),
-            ("std", std, self.latent_std),
-            ("axes", axes, self.latent_axes),
-        ):
-            if value.shape != buffer.shape:
-                raise ValueError(f"Latent {name} must have shape {tuple(buffer.shape)}, got {tuple(value.shape)}.")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
-        if bool((std <= 0).any()):
-            raise ValueError("Latent std must be positive in every dimension.")
+        statistics = {"mean": mean, "std": std, "axes": axes}
+        _check_statistics(self, statistics, positive=("std",))
         if not torch.allclose(axes.T @ axes, torch.eye(len(axes)).to(axes), atol=1e-3):
             raise ValueError("Latent axes must be orthonormal.")
-        self.latent_mean.copy_(mean)
-        self.latent_std.copy_(std)
-        self.latent_axes.copy_(axes)
+        for name, value in statistics.items():
+            getattr(self, f"latent_{name}").copy_(value)
+
+
+class NoiseFloorScaler(nn.Module):
+    """Scales each dimension by itself, so that the posterior's noise becomes the noise floor in all of them.
+
+    Attributes
+    ----------
+    latent_mean, latent_scale, latent_spread : torch.Tensor
+        Shape (latent_size,) each, stored with the weights: mean of the training records' posterior means; latent units
+        of one standardised unit; standard deviation of the posterior means, in standardised units.
+    """
+
+    latent_mean: torch.Tensor
+    latent_scale: torch.Tensor
+    latent_spread: torch.Tensor
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        for name, value in (("mean", 0.0), ("scale", 1.0), ("spread", 1.0)):
+            self.register_buffer(f"latent_{name}", torch.full((latent_size,), value))
+
+    def standardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Centre and scale latents, shape (batch, latent_size)."""
+        return (latents - self.latent_mean.to(latents)) / self.latent_scale.to(latents)
+
+    def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Undo `standardize`."""
+        return latents * self.latent_scale.to(latents) + self.latent_mean.to(latents)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: torch.Tensor, scale: torch.Tensor, spread: torch.Tensor) -> None:
+        """Store the attributes of these names; raises ValueError if one has a wrong shape or cannot be divided by."""
+        statistics = {"mean": mean, "scale": scale, "spread": spread}
+        _check_statistics(self, statistics, positive=("scale", "spread"))
+        for name, value in statistics.items():
+            getattr(self, f"latent_{name}").copy_(value)
+
+
+def _check_statistics(scaler: nn.Module, statistics: dict[str, torch.Tensor], positive: Sequence[str]) -> None:
+    for name, value in statistics.items():
+        expected = tuple(getattr(scaler, f"latent_{name}").shape)
+        if tuple(value.shape) != expected:
+            raise ValueError(f"Latent {name} must have shape {expected}, got {tuple(value.shape)}.")
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Latent {name} has values that are not finite: was the autoencoder trained?")
+    for name in positive:
+        if bool((statistics[name] <= 0).any()):
+            raise ValueError(f"Latent {name} must be positive in every dimension.")
 
 
 class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bases annotate config_name differently
@@ -277,28 +321,33 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
     dropout : float, default 0.0
         Dropout probability inside the blocks, in [0, 1).
     sigma_data : float, default 1.0
-        Standard deviation of the data the network sees. Latents are standardised, hence 1.
+        Standard deviation of the data the network sees. Latents are whitened, hence 1. Not used with a noise floor.
     class_sizes : list of int, optional
         Number of classes of each conditioning column. Label ``class_sizes[j]`` is column j's null class ("dropped"),
         which classifier-free guidance needs. None: an unconditional denoiser.
     class_names : list of str, optional
         Names of the conditioning columns, as many as ``class_sizes``.
+    noise_floor : float, default 0.0
+        Standard deviation, in standardised units, of the noise at which the diffusion ends: that of the posterior, so
+        that a sampled latent is distributed as one drawn from a posterior. The network then denoises posterior means,
+        dimensions are scaled one by one, and each has a ``sigma_data`` of its own. 0: the diffusion ends at clean,
+        whitened latents.
 
     Attributes
     ----------
     network : DenoiserNetwork
         F.
-    scaler : LatentScaler
+    scaler : LatentScaler or NoiseFloorScaler
         Holds the statistics of the training latents.
 
     Raises
     ------
     ValueError
-        If a size is not positive, or ``class_names`` does not match ``class_sizes``.
+        If a size is not positive, the noise floor is negative, or ``class_names`` does not match ``class_sizes``.
     """
 
     # The statistics place every sample, so they keep their precision when the network is loaded in half precision.
-    _keep_in_fp32_modules = ["latent_mean", "latent_std", "latent_axes"]  # type: ignore[assignment]
+    _keep_in_fp32_modules = ["scaler"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -310,6 +359,7 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         sigma_data: float = 1.0,
         class_sizes: list[int] | None = None,
         class_names: list[str] | None = None,
+        noise_floor: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("latent_size", latent_size), ("hidden_size", hidden_size), ("num_blocks", num_blocks)):
@@ -317,15 +367,23 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}.")
+        if not 0 <= noise_floor < math.inf:
+            raise ValueError(f"noise_floor must be a number of at least 0, got {noise_floor}.")
         sizes = list(class_sizes or [])
         if any(size < 1 for size in sizes):
             raise ValueError(f"Every entry of class_sizes must be at least 1, got {sizes}.")
         if class_names is not None and len(class_names) != len(sizes):
             raise ValueError(f"class_names has {len(class_names)} names for {len(sizes)} class_sizes.")
-        self.sigma_data = float(sigma_data)
         self.class_sizes = tuple(sizes)
         self.network = DenoiserNetwork(latent_size, hidden_size, num_blocks, dropout, sizes)
-        self.scaler = LatentScaler(latent_size)
+        self.scaler = NoiseFloorScaler(latent_size) if noise_floor else LatentScaler(latent_size)
+
+    @property
+    def sigma_data(self) -> torch.Tensor | float:
+        """Standard deviation of the standardised data: with a noise floor, of each dimension, shape (latent_size,)."""
+        if isinstance(self.scaler, NoiseFloorScaler):
+            return self.scaler.latent_spread
+        return float(self.config["sigma_data"])
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
@@ -426,7 +484,7 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         return precondition(self.network, noisy, sigma, class_labels, sigma_data=self.sigma_data, dtype=self.dtype)
 
     def standardize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Whiten latents, shape (batch, latent_size), see [`LatentScaler`]."""
+        """Standardise latents, shape (batch, latent_size), see [`LatentScaler`] and [`NoiseFloorScaler`]."""
         return self.scaler.standardize(latents)
 
     def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:

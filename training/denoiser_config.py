@@ -1,6 +1,14 @@
 """Arguments of the denoiser's training. Importing this file does not import torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+# What fields of None stand for, by whether the diffusion ends at a noise floor.
+_DEFAULTS: dict[bool, dict[str, Any]] = {
+    False: {"batch_size": 256, "learning_rate": 1e-3, "p_mean": -1.2, "p_std": 1.2},
+    True: {"batch_size": 512, "learning_rate": 2e-3, "p_mean": -0.2, "p_std": 1.0},
+}
 
 
 @dataclass
@@ -23,8 +31,12 @@ class DenoiserTrainingArguments:
     max_seconds: float | None = field(
         default=None, metadata={"help": "Wall-clock budget in seconds, evaluations included. None: no limit."}
     )
-    batch_size: int = field(default=256, metadata={"help": "Latents per step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Latents per step. None: 256, or 512 with a noise floor."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of AdamW. None: 1e-3, or 2e-3 with a noise floor."}
+    )
     final_learning_rate_ratio: float = field(
         default=0.01, metadata={"help": "Learning rate at the end of the cosine schedule, as a share of the peak."}
     )
@@ -34,10 +46,23 @@ class DenoiserTrainingArguments:
     ema_decay: float = field(
         default=0.999, metadata={"help": "Upper limit of the decay of the averaged weights, which are evaluated."}
     )
-    p_mean: float = field(default=-1.2, metadata={"help": "Mean of ln(sigma) of the training noise."})
-    p_std: float = field(default=1.2, metadata={"help": "Standard deviation of ln(sigma) of the training noise."})
+    p_mean: float | None = field(
+        default=None,
+        metadata={"help": "Mean of ln(sigma) of the training noise. None: -1.2, or -0.2 with a noise floor."},
+    )
+    p_std: float | None = field(
+        default=None,
+        metadata={
+            "help": "Standard deviation of ln(sigma) of the training noise. None: 1.2, or 1.0 with a noise floor, "
+            "below which the distribution is cut off."
+        },
+    )
     sample_posterior: bool = field(
-        default=True, metadata={"help": "Draw each latent from its posterior at every step, rather than its mean."}
+        default=True,
+        metadata={
+            "help": "Draw each latent from its posterior at every step, rather than its mean. With a noise floor it "
+            "is always the mean."
+        },
     )
     label_dropout: float = field(
         default=0.5,
@@ -75,11 +100,13 @@ class DenoiserTrainingArguments:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}.")
         for name in ("batch_size", "validation_size", "eval_steps", "checkpoint_limit"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
         for name in ("learning_rate", "max_grad_norm", "p_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
         for name in ("early_stopping_patience", "checkpoint_steps", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
@@ -90,3 +117,8 @@ class DenoiserTrainingArguments:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
         if self.resume == "auto" and self.output_dir is None:
             raise ValueError("resume='auto' looks in output_dir, which is not given.")
+
+    def resolved(self, noise_floor: float) -> "DenoiserTrainingArguments":
+        """These arguments, with the defaults for a denoiser of this ``noise_floor`` in place of None."""
+        defaults = _DEFAULTS[noise_floor > 0]
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})

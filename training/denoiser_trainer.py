@@ -56,7 +56,8 @@ STATE_FILE = "training_state.json"
 class DenoiserTrainer:
     """Fit a [`DiffLMDenoiser`] to the latents of the training records.
 
-    The loss is that of Karras et al. (2022), equation 8 and table 1. An exponential moving average of the weights is
+    The loss is that of Karras et al. (2022), equation 8 and table 1; with a noise floor only levels above it are
+    learned, and the latents are the posterior means. An exponential moving average of the weights is
     evaluated on a fixed set of noisy validation latents, and the best average is what the denoiser holds at the end.
     Everything random in step n depends on the seed and n only, so a resumed run takes the same steps.
 
@@ -91,7 +92,7 @@ class DenoiserTrainer:
         policy: Policy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.args = args
+        self.args = args = args.resolved(float(denoiser.config["noise_floor"]))
         self.policy = policy or Policy()
         # The main process's: what is left of a fit's time is measured by each.
         self.max_seconds = None if args.max_seconds is None else from_main(args.max_seconds)[0]
@@ -107,7 +108,14 @@ class DenoiserTrainer:
         network: torch.nn.Module = denoiser
         network.to(self.device)
         self.denoiser = denoiser
-        self.denoiser.scaler.set_latent_statistics(*train_data.statistics(sample_posterior=args.sample_posterior))
+        self.sampler = NoisyLatentSampler(denoiser, args, self.device)
+        noise_floor = self.sampler.noise_floor
+        statistics = (
+            train_data.noise_floor_statistics(noise_floor)
+            if noise_floor
+            else train_data.statistics(sample_posterior=args.sample_posterior)
+        )
+        denoiser.scaler.set_latent_statistics(*statistics)
         self.sigma_data = denoiser.sigma_data
         self.parameters = dict(denoiser.named_parameters())
         # Of accelerate's, placement and the exchange of gradients; its mixed precision is one for the whole process,
@@ -123,7 +131,6 @@ class DenoiserTrainer:
         self.best = KeepBest()
         self.best.weights = self._averages()
         self.state = DenoiserTrainingState()
-        self.sampler = NoisyLatentSampler(denoiser, args, self.device)
         self._validation_examples = self.sampler.validation_examples(validation_data)
         self._fingerprint = self._data_fingerprint()
 

@@ -113,6 +113,34 @@ class LatentDataset:
         floor = max(1e-3 * float(std.max()), 1e-6)
         return means.mean(dim=0).float(), std.clamp(min=floor).float(), axes.float()
 
+    def noise_floor_statistics(self, noise_floor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what [`NoiseFloorScaler`] stores: the means' mean, each dimension's scale, and the means' spread.
+
+        Parameters
+        ----------
+        noise_floor : float
+            What the posterior's standard deviation, its mean over the records, becomes in standardised units.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Three of shape (L,): in latent units, in latent units for each standardised one, in standardised units.
+
+        Raises
+        ------
+        ValueError
+            If there are no log-variances.
+        """
+        if self.log_variance is None:
+            raise ValueError(
+                "A denoiser with a noise_floor ends at the posterior's own noise: give latents with log_variance."
+            )
+        means = self.mean.double()
+        scale = self.log_variance.double().exp().mean(dim=0).sqrt() / noise_floor
+        # A dimension that does not vary, as that of a column with one value, is given a spread to divide by.
+        spread = (means.std(dim=0, correction=0) / scale).clamp(min=1e-3 * noise_floor)
+        return means.mean(dim=0).float(), scale.float(), spread.float()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""
         tensors = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -42,6 +43,9 @@ class NoisyLatents:
 class NoisyLatentSampler:
     """Draw examples as Karras et al. (2022), table 1: ``ln(sigma) ~ N(p_mean, p_std^2)``.
 
+    With a noise floor the latents are the posterior means, ``ln(sigma)`` is cut off below the floor, and a batch holds
+    one noise level of each of as many equal shares of the distribution as it has rows.
+
     All randomness is drawn on the CPU, so that devices agree.
 
     Parameters
@@ -56,15 +60,20 @@ class NoisyLatentSampler:
 
     def __init__(self, denoiser: DiffLMDenoiser, args: DenoiserTrainingArguments, device: torch.device) -> None:
         self.denoiser = denoiser
-        self.args = args
+        self.noise_floor = float(denoiser.config["noise_floor"])
+        self.args = args.resolved(self.noise_floor)
         self.device = device
 
     def training_batch(self, data: LatentDataset, step: int) -> NoisyLatents:
         """Return the batch of the given step (counted from 0)."""
         rows = self.training_rows(len(data), step)
         generator = seeded_generator(self.args.seed, "step", step)
-        ln_sigma = self.args.p_mean + self.args.p_std * torch.randn(len(rows), generator=generator)
-        return self._examples(data, rows, ln_sigma.exp(), generator)
+        if self.noise_floor:
+            offset = torch.rand(1, generator=generator, dtype=torch.float64)
+            sigma = self._quantiles((torch.arange(len(rows), dtype=torch.float64) + offset) / len(rows))
+        else:
+            sigma = (self.args.p_mean + self.args.p_std * torch.randn(len(rows), generator=generator)).exp()
+        return self._examples(data, rows, sigma, generator)
 
     def training_rows(self, count: int, step: int) -> torch.Tensor:
         """Return a batch's rows: an endless stream of shuffled passes over `count` rows, cut into equal batches."""
@@ -84,10 +93,16 @@ class NoisyLatentSampler:
         # Equally spaced quantiles of the noise distribution: the loss depends strongly on sigma, and drawing sigma
         # at random would make the few validation rows a noisy judge.
         strata = (torch.arange(len(rows), dtype=torch.float64) + 0.5) / len(rows)
-        normal = math.sqrt(2) * torch.special.erfinv(2 * strata - 1)
-        normal = normal[torch.randperm(len(rows), generator=generator)].float()
-        sigma = (self.args.p_mean + self.args.p_std * normal).exp()
+        sigma = self._quantiles(strata[torch.randperm(len(rows), generator=generator)])
         return self._examples(data, rows, sigma, generator)
+
+    def _quantiles(self, shares: torch.Tensor) -> torch.Tensor:
+        """Noise levels below which these shares, float64 in (0, 1), of the distribution above the floor lie."""
+        mean, std = cast(float, self.args.p_mean), cast(float, self.args.p_std)
+        if self.noise_floor:
+            below = torch.special.ndtr(torch.tensor((math.log(self.noise_floor) - mean) / std, dtype=torch.float64))
+            shares = below + (1 - below) * shares
+        return (mean + std * torch.special.ndtri(shares).float()).exp()
 
     def drop_labels(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Replace labels, shape (batch, C), by null classes, so that sampling may condition on any subset of columns.
@@ -107,7 +122,7 @@ class NoisyLatentSampler:
         self, data: LatentDataset, rows: torch.Tensor, sigma: torch.Tensor, generator: torch.Generator
     ) -> NoisyLatents:
         latents = data.mean[rows]
-        if self.args.sample_posterior and data.log_variance is not None:
+        if self.args.sample_posterior and data.log_variance is not None and not self.noise_floor:
             eps = torch.randn(latents.shape, generator=generator)
             latents = latents + (0.5 * data.log_variance[rows]).exp() * eps
         noise = torch.randn(latents.shape, generator=generator)

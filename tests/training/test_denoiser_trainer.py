@@ -33,6 +33,7 @@ def make_arguments(**overrides: Any) -> DenoiserTrainingArguments:
         "batch_size": 16,
         "eval_steps": 4,
         "validation_size": 64,
+        "learning_rate": 1e-3,
         "show_progress": False,
         "device": "cpu",
     }
@@ -158,6 +159,34 @@ def test_a_constant_dimension_does_not_blow_up() -> None:
     result = DenoiserTrainer(denoiser, make_arguments(), data).train()
     assert math.isfinite(result.best_validation_loss)
     assert float(denoiser.standardize(data.mean)[:, 0].abs().max()) < 1e-3  # the axis that varies least
+
+
+def test_with_a_noise_floor_a_short_training_beats_the_linear_denoiser_and_stops_by_itself() -> None:
+    data = two_modes(600)
+    data.log_variance = torch.full_like(data.mean, 2 * math.log(0.5))
+    denoiser = make_denoiser(hidden_size=64, noise_floor=0.5)
+    args = make_arguments(
+        max_steps=5000, batch_size=128, eval_steps=50, validation_size=512, early_stopping_patience=2
+    )
+    trainer = DenoiserTrainer(denoiser, args, data)
+    torch.testing.assert_close(denoiser.scaler.latent_mean, trainer.train_data.mean.mean(0))
+    torch.testing.assert_close(denoiser.scaler.latent_scale, torch.ones(4))
+    torch.testing.assert_close(denoiser.sigma_data, trainer.train_data.mean.std(0, correction=0))
+    linear_loss = trainer.evaluate()
+    assert linear_loss == pytest.approx(1.0, abs=0.1)
+    result = trainer.train()
+    assert result.stop_reason == "early_stopping" and result.steps < 5000
+    assert result.best_validation_loss < 0.88 * linear_loss
+
+
+def test_with_a_noise_floor_a_constant_dimension_stays_what_it_is() -> None:
+    data = make_latents()
+    data.mean[:, 2] = 5.0
+    denoiser = make_denoiser(noise_floor=0.5)
+    result = DenoiserTrainer(denoiser, make_arguments(), data).train()
+    assert math.isfinite(result.best_validation_loss)
+    denoised = denoiser.denoise(0.5 * torch.randn(7, 4), 0.5)
+    torch.testing.assert_close(denoiser.unstandardize(denoised)[:, 2], torch.full((7,), 5.0), atol=1e-2, rtol=0)
 
 
 def test_gradients_are_clipped_to_their_norm() -> None:

@@ -47,3 +47,15 @@ def test_the_posteriors_own_variance_is_part_of_the_spread() -> None:
     data = LatentDataset(spread, torch.full((2, 2), math.log(4.0)))
     _, std, _ = data.statistics(sample_posterior=True)
     torch.testing.assert_close(std.square().sort().values, torch.tensor([4.0, 5.0]))
+
+
+def test_with_a_noise_floor_the_posteriors_noise_is_the_floor_and_the_means_have_their_spread() -> None:
+    means = torch.tensor([[0.0, 4.0, 7.0], [2.0, 0.0, 7.0]])
+    noise = torch.tensor([0.5, 2.0, 1.0])
+    data = LatentDataset(means, (2 * noise.log()).expand(2, 3))
+    mean, scale, spread = data.noise_floor_statistics(0.25)
+    assert mean.tolist() == [1.0, 2.0, 7.0]
+    torch.testing.assert_close(noise / scale, torch.full((3,), 0.25))
+    torch.testing.assert_close(spread, torch.tensor([1 / 2.0, 2 / 8.0, 0.25e-3]))  # the last one does not vary
+    with pytest.raises(ValueError, match="log_variance"):
+        LatentDataset(means).noise_floor_statistics(0.25)

@@ -14,9 +14,13 @@ from difflm.training.latents import LatentDataset
 from difflm.training.noisy_latents import NoisyLatentSampler
 
 
-def make_sampler(class_sizes: list[int] | None = None, **overrides: Any) -> NoisyLatentSampler:
+def make_sampler(
+    class_sizes: list[int] | None = None, noise_floor: float = 0.0, **overrides: Any
+) -> NoisyLatentSampler:
     torch.manual_seed(0)
-    denoiser = DiffLMDenoiser(latent_size=4, hidden_size=8, num_blocks=1, class_sizes=class_sizes)
+    denoiser = DiffLMDenoiser(
+        latent_size=4, hidden_size=8, num_blocks=1, class_sizes=class_sizes, noise_floor=noise_floor
+    )
     return NoisyLatentSampler(denoiser, DenoiserTrainingArguments(**overrides), torch.device("cpu"))
 
 
@@ -63,3 +67,41 @@ def test_labels_are_left_out_where_the_denoiser_takes_none() -> None:
     labelled = make_latents(20, labels=torch.zeros(20, 1, dtype=torch.long), class_sizes=[3])
     assert make_sampler().training_batch(labelled, 0).labels is None
     assert make_sampler([3], batch_size=8).training_batch(labelled, 0).labels.shape == (8, 1)
+
+
+# With a noise floor
+
+
+@pytest.mark.parametrize("floor", [0.5, 0.01])
+def test_a_batch_has_a_noise_level_of_each_stratum_above_the_floor(floor: float) -> None:
+    sampler = make_sampler(noise_floor=floor)
+    assert (sampler.args.batch_size, sampler.args.p_mean, sampler.args.p_std) == (512, -0.2, 1.0)
+    normal = torch.distributions.Normal(-0.2, 1.0)
+    below = float(normal.cdf(torch.tensor(math.log(floor))))
+    for step in range(3):
+        sigma = sampler.training_batch(make_latents(600), step).sigma
+        assert len(sigma) == 512 and float(sigma.min()) >= floor
+        shares = (normal.cdf(sigma.log().double()) - below) / (1 - below)
+        assert torch.equal((shares * 512).floor().clamp(0, 511), torch.arange(512.0, dtype=torch.float64))
+
+
+def test_validation_levels_are_quantiles_above_the_floor() -> None:
+    sigma = make_sampler(noise_floor=0.5, validation_size=400).validation_examples(make_latents(40)).sigma
+    normal = torch.distributions.Normal(-0.2, 1.0)
+    below = normal.cdf(torch.tensor(math.log(0.5)))
+    shares = below + (1 - below) * (torch.arange(400) + 0.5) / 400
+    torch.testing.assert_close(sigma.sort().values, normal.icdf(shares).exp(), atol=1e-4, rtol=1e-4)
+
+
+def test_with_a_noise_floor_the_latents_are_the_means() -> None:
+    data = make_latents(20, log_variance=torch.zeros(20, 4))
+    sampler = make_sampler(noise_floor=0.5, batch_size=20)
+    assert torch.equal(sampler.training_batch(data, 0).latents, data.mean[sampler.training_rows(20, 0)])
+
+
+def test_given_arguments_go_before_the_defaults_of_either_kind() -> None:
+    given = DenoiserTrainingArguments(p_mean=0.3, batch_size=7)
+    for floor, learning_rate, p_std in ((0.0, 1e-3, 1.2), (0.5, 2e-3, 1.0)):
+        args = given.resolved(floor)
+        assert (args.p_mean, args.batch_size, args.learning_rate, args.p_std) == (0.3, 7, learning_rate, p_std)
+        assert args.resolved(floor) == args
