@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 from .choice_kinds import BooleanKind, CategoryKind, NullKind
 from .date_kinds import DateKind, DatetimeKind, TimeKind, ZonedKind
 from .errors import ConditionError, RecordParseError, SchemaError
-from .kind_base import ColumnKind, condition_scalar
+from .kind_base import ColumnKind, condition_scalar, listed_values
 from .nested_kind import JsonKind
 from .number_kinds import DecimalKind, IntegerKind
 from .stored_types import plain_scalar
 from .text_kinds import TextKind
-from .values import clean_text, is_missing
+from .values import clean_text, is_missing, shown
 
 
 #: The kinds of columns by name. A new one is a class in a file of its own, entered here.
@@ -178,12 +179,17 @@ class Column:
         """What a user asks of this column, as fields of :class:`ColumnCondition`; ConditionError if it cannot hold."""
         if isinstance(wanted, tuple) and len(wanted) == 2 and self.rules.takes_ranges:
             return self.rules.condition_range(*wanted)
-        values = tuple(wanted) if isinstance(wanted, list | set | tuple) else (wanted,)
-        if not values:
+        values = listed_values(wanted)
+        if not values and self.kind != "json":  # of which an empty list is a value
             raise ConditionError(f"The condition on {self.name!r} allows no value at all.")
-        return {"values": tuple(self._condition_value(value) for value in values)}
+        return {"values": tuple(self._condition_value(value) for value in values or (wanted,))}
 
     def _condition_value(self, value: Any) -> Any:
+        if not isinstance(value, Hashable) and self.kind != "json":
+            raise ConditionError(
+                f"The condition on {self.name!r} must be a value, a list of values or a tuple of two bounds, not "
+                f"{shown(value)}."
+            )
         if not is_missing(value):
             return self.rules.condition_value(condition_scalar(self.rules.plain(value)))
         if not self.nullable and self.kind != "null":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -240,6 +240,15 @@ def condition_bound(name: str, bound: Any) -> Any:
 def exact_number(value: decimal.Decimal) -> int | float:
     """A Decimal as an integer if it is whole, else as the nearest float; NaN and infinities stay."""
     return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+
+
+def listed_values(wanted: Any) -> tuple[Any, ...]:
+    """The alternatives of a condition: of a list, a set, an array, a Series; anything else is the only one."""
+    if isinstance(wanted, Set) and not isinstance(wanted, Sequence):
+        return tuple(sorted(wanted, key=repr))  # in an order that is the same in every process
+    if getattr(wanted, "ndim", 0) == 1 and hasattr(wanted, "tolist"):
+        wanted = wanted.tolist()
+    return tuple(wanted) if isinstance(wanted, list | tuple | range) else (wanted,)
 
 
 def condition_scalar(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def sample_shards(
     big_integers : {"decimal", "string"}, default "decimal"
         See [`DiffLMPipelineOutput.to_arrow`].
     **options
-        Of the pipeline's call; JSON-able, since they are written to ``sampling.json``.
+        Of the pipeline's call; JSON-able, since they are written to ``sampling.json`` (a tuple, the range of a
+        condition, as ``{"range": [low, high]}``).
 
     Raises
     ------
@@ -134,8 +135,24 @@ def _write_shard(path: Path, output: Any, big_integers: str) -> None:
         pq.write_table(table, temporary)
 
 
+def _stored(value: Any) -> Any:
+    """What JSON cannot tell apart, told apart: a tuple is a range of values, a list some of them."""
+    if isinstance(value, tuple):
+        return {"range": [_stored(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {name: _stored(item) for name, item in value.items()}
+    return [_stored(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's numbers, arrays, sets, and dates, which conditions may hold, in JSON's types."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value, key=repr) if isinstance(value, Set) else str(value)
+
+
 def _claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    settings = json.loads(json.dumps(settings, default=lambda value: value.item()))  # numpy's numbers
+    settings = json.loads(json.dumps(_stored(settings), default=_plain))
     manifest = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise ShardFolderError(f"{folder} is a file: name a folder for the shards.")

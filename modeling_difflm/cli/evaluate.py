@@ -7,7 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, add_device_options, add_reading_options, load_pipeline, reading_options
+from difflm.cli.options import (
+    HelpFormatter,
+    add_device_options,
+    add_reading_options,
+    check_table,
+    load_pipeline,
+    reading_options,
+)
 from difflm.errors import ArgumentError
 
 
@@ -89,8 +96,7 @@ def _require_packages() -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure; return the exit status."""
     for path in filter(None, (arguments.real, arguments.synthetic, arguments.holdout, arguments.validation)):
-        if not Path(path).is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
+        check_table(path)
     if arguments.seeds < 1:
         raise ArgumentError(f"--seeds must be at least 1, not {arguments.seeds}")
     if not 0 <= arguments.seed < 1 << 32:

@@ -1,7 +1,6 @@
 """``difflm fit``: fit a table and save it as a pipeline."""
 
 import argparse
-import errno
 import os
 import shlex
 import time
@@ -9,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, add_reading_options, positive_float, positive_int, reading_options
+from difflm.cli.options import (
+    HelpFormatter,
+    add_reading_options,
+    check_table,
+    positive_float,
+    positive_int,
+    reading_options,
+)
 
 
 def add_command(commands: Any) -> None:
@@ -192,8 +198,7 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> int:
     """Fit; return the exit status."""
     for path in filter(None, (arguments.data, arguments.validation)):
-        if not Path(path).is_file():
-            raise FileNotFoundError(errno.ENOENT, "no such table", str(path))
+        check_table(path)
     from difflm.training.fitting import fit
 
     started = time.monotonic()

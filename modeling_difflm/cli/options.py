@@ -5,6 +5,8 @@ import errno
 from pathlib import Path
 from typing import Any
 
+from difflm.errors import ArgumentError, DamagedPipelineError
+
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Adds the default to an option's help when the text does not state it already."""
@@ -44,6 +46,16 @@ def probability(text: str) -> float:
     return value
 
 
+def check_table(path: str) -> None:
+    """Refuse what is no file; ArgumentError says what is taken, FileNotFoundError that there is nothing."""
+    if Path(path).is_dir():
+        from difflm.training.data import READABLE_ENDINGS
+
+        raise ArgumentError(f"{path} is a folder: name a table in it, a file ending in {', '.join(READABLE_ENDINGS)}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such table", path)
+
+
 def check_pipeline(pipeline: str) -> Path:
     """The folder of a fitted pipeline; FileNotFoundError, with the remedy, if there is none in it."""
     folder = Path(pipeline)
@@ -52,6 +64,19 @@ def check_pipeline(pipeline: str) -> Path:
             errno.ENOENT, "no fitted pipeline here (no model_index.json); run `difflm fit` first", pipeline
         )
     return folder
+
+
+def pipeline_schema(pipeline: str) -> Any:
+    """The ``RecordSchema`` of a fitted pipeline, a folder or a Hub id, from its index alone: no weights are loaded."""
+    from difflm.pipelines.checkpoint_safety import read_index
+    from difflm.pipelines.hub_saving import download_folder
+    from difflm.pipelines.record_schema import RecordSchema
+
+    folder = Path(pipeline) if Path(pipeline).exists() else download_folder(pipeline)
+    stored = read_index(folder).get("record_schema")
+    if stored is None:
+        raise DamagedPipelineError(f"{folder}: model_index.json holds no record_schema: copy the pipeline anew")
+    return RecordSchema.from_dict(stored)
 
 
 def add_reading_options(command: Any, tables: str) -> None:

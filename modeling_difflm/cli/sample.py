@@ -14,6 +14,7 @@ from difflm.cli.options import (
     add_device_options,
     check_pipeline,
     load_pipeline,
+    pipeline_schema,
     positive_float,
     positive_int,
     probability,
@@ -147,6 +148,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output) if to_folder else check_output(arguments.output, overwrite=arguments.overwrite)
     if Path(arguments.pipeline).exists():
         check_pipeline(arguments.pipeline)
+    condition = None
+    if arguments.condition:
+        condition = checked_condition(arguments.condition, pipeline_schema(arguments.pipeline))
     pipe = load_pipeline(arguments)
     options = {
         "batch_size": arguments.batch_size,
@@ -155,7 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         "top_p": arguments.top_p,
         "top_k": arguments.top_k,
         "num_inference_steps": arguments.steps,
-        "condition": typed_condition(arguments.condition, pipe.schema) if arguments.condition else None,
+        "condition": condition,
         "constrained": arguments.constrained,
         "within_range": arguments.within_range,
         "guidance_scale": arguments.guidance_scale,
@@ -226,6 +230,15 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         print(f"difflm: only {returned} of {total} records became valid", file=sys.stderr)
     # A process that ends with an error takes the others, which may still be at work, down with it.
     return 1 if returned < total and count == 1 else 0
+
+
+def checked_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[str, Any]:
+    """As [`typed_condition`]; ConditionError if no record of the schema can satisfy it."""
+    from difflm.pipelines.conditions import check_condition
+
+    typed = typed_condition(condition, schema)
+    check_condition(typed, schema.columns)
+    return typed
 
 
 def typed_condition(condition: Sequence[tuple[str, str]], schema: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """``difflm space``: open a fitted pipeline in the browser."""
 
 import argparse
-import errno
 import os
 import runpy
 import sys
@@ -9,7 +8,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from difflm.cli.options import HelpFormatter, add_device_option, check_pipeline
+from difflm.cli.options import HelpFormatter, add_device_option, check_pipeline, check_table
 
 
 def add_command(commands: Any) -> None:
@@ -33,8 +32,8 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C; return the exit status."""
     folder = check_pipeline(arguments.pipeline)
-    if arguments.reference and not Path(arguments.reference).is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such table", arguments.reference)
+    if arguments.reference:
+        check_table(arguments.reference)
     os.environ["DIFFLM_PIPELINE"] = str(folder.resolve())
     os.environ["GRADIO_SERVER_NAME"], os.environ["GRADIO_SERVER_PORT"] = arguments.host, str(arguments.port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

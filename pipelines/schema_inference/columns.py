@@ -21,6 +21,7 @@ from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.schema_inference.dates import by_frequency, infer_dates
 from difflm.pipelines.schema_inference.nested import infer_json_schema
 from difflm.pipelines.schema_inference.stored import plain_series, with_stored
+from difflm.pipelines.schema_inference.time_texts import unread_times
 from difflm.pipelines.values import as_text, clean_text, listed, shown
 
 
@@ -91,6 +92,8 @@ def _infer_plain(
     counts = Counter(strings)
     is_text = not _is_list(counts, max_categories)
     if forced == "text" or forced is None and is_text and column.dtype != "category":
+        if forced is None and (warning := unread_times(name, strings.tolist())):
+            warnings.warn(warning, stacklevel=4)
         dtype_name = "object" if column.dtype == "category" else column.dtype
         return replace(column, kind="text", max_length=int(strings.map(len).max()), dtype=dtype_name)
     return replace(column, kind="category", categories=by_frequency(counts))

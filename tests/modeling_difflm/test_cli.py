@@ -100,7 +100,7 @@ def table(tmp_path):
 def saved(tmp_path):
     folder = tmp_path / "pipeline"
     folder.mkdir()
-    (folder / "model_index.json").write_text("{}")
+    (folder / "model_index.json").write_text(json.dumps({"record_schema": SCHEMA.to_dict()}))
     return folder
 
 

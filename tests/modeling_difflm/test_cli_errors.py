@@ -39,6 +39,22 @@ def test_tables(model_folders, tmp_path, name, content, reasons, capsys):
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "{folder}", "-o", "out"],
+        ["fit", "{table}", "--validation", "{folder}", "-o", "out"],
+        ["evaluate", "--real", "{table}", "--synthetic", "{folder}", "-o", "out"],
+    ],
+)
+def test_a_folder_in_place_of_a_table(tmp_path, monkeypatch, words, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("a,b\n1,x\n2,y\n")
+    line = one_line([word.format(folder=tmp_path, table=tmp_path / "t.csv") for word in words], capsys)
+    assert f"{tmp_path} is a folder" in line
+    assert ".csv" in line and ".parquet" in line
+
+
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
 @pytest.mark.parametrize(
     ("source", "reasons"),

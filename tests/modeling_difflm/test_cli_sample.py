@@ -41,6 +41,16 @@ def test_other_options_are_refused(fitted, whole, capsys):
     assert "sampled with other temperature" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [("colour=red", "no column 'colour'"), ("kind=cow", "never 'cow'"), ("age=old", "give a number")],
+)
+def test_conditions_are_checked_before_anything_is_loaded(fitted, tmp_path, monkeypatch, condition, reason, capsys):
+    monkeypatch.setattr("difflm.cli.sample.load_pipeline", lambda arguments: pytest.fail("the decoder was loaded"))
+    assert main(["sample", str(fitted[1]), "-o", str(tmp_path / "rows.csv"), "--condition", condition]) == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("option", "reason"), [("--unique", "drop duplicates"), ("--overwrite", "name a new one")])
 def test_what_a_folder_cannot_have(fitted, tmp_path, option, reason, capsys):
     assert main(command(fitted[1], tmp_path / "out", option)) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -107,6 +109,35 @@ def test_numbers_that_no_record_holds_are_refused(schema, value):
     for column in ("age", "weight"):
         with pytest.raises(ConditionError, match=f"'{column}'"):
             check_condition({column: value}, schema.columns)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"a": 1}, [[]], [["cat"]], [{"a": 1}], np.array([["cat"]]), slice(1, 2)])
+def test_nested_values_are_refused_by_name(schema, wanted):
+    for column in schema.columns:
+        with pytest.raises(ConditionError, match=f"'{column.name}'"):
+            check_condition({column.name: wanted}, schema.columns)
+
+
+@pytest.mark.parametrize("wanted", [[], {}, [1], {"a": 1}, [[1]], np.array([1])])
+def test_nested_columns_say_that_they_take_none(wanted):
+    columns = RecordSchema.infer([{"notes": {"a": 1}, "list": [1]}, {"notes": None, "list": [2]}]).columns
+    for name in ("notes", "list"):
+        with pytest.raises(ConditionError, match=f"'{name}' holds nested JSON"):
+            check_condition({name: wanted}, columns)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [["dog", "cat"], ("dog", "cat"), {"cat", "dog"}, frozenset({"cat", "dog"}), np.array(["dog", "cat"])]
+    + [pd.Series(["dog", "cat"]), pd.Index(["dog", "cat"]), pd.Categorical(["dog", "cat"])],
+)
+def test_alternatives_come_as_any_collection(schema, wanted):
+    values = check_condition({"kind": wanted}, schema.columns)["kind"].values
+    assert sorted(values) == ["cat", "dog"]
+    if isinstance(wanted, set | frozenset):  # the order of a set of texts is another in each process
+        assert values == ("cat", "dog")
+    with pytest.raises(ConditionError, match="'kind' allows no value"):
+        check_condition({"kind": wanted[:0] if hasattr(wanted, "__getitem__") else set()}, schema.columns)
 
 
 def test_nan_is_a_missing_value(schema):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -38,6 +39,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(pipe, tmp_path):
     list(sample_shards(pipe, tmp_path / "killed", 10, seed=3, shard_size=4))
     assert first.stat().st_mtime_ns == stamp
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_range_is_not_the_two_values_at_its_ends(pipe, tmp_path):
+    options = {"seed": 3, "shard_size": 4}
+    list(sample_shards(pipe, tmp_path / "out", 4, condition={"age": (3, 9)}, **options))
+    list(sample_shards(pipe, tmp_path / "out", 4, condition={"age": (3, 9)}, **options))
+    with pytest.raises(ShardFolderError, match="other condition"):
+        list(sample_shards(pipe, tmp_path / "out", 4, condition={"age": [3, 9]}, **options))
+
+
+@pytest.mark.parametrize("ages", [{3, 9}, np.array([3, 9]), np.int64(3), [np.int64(3), 9]])
+def test_a_run_under_any_condition_goes_on(pipe, tmp_path, ages):
+    for _ in range(2):
+        list(sample_shards(pipe, tmp_path / "out", 2, condition={"age": ages}, seed=3))
 
 
 def test_a_write_that_fails_leaves_no_shard(pipe, tmp_path, monkeypatch):
