@@ -34,14 +34,17 @@ def from_encoder_decoder(
         Fields of [`DiffLMConfig`], e.g. ``latent_size``, ``injection``, ``decoder_dtype``.
     """
     config_kwargs = dict(config_kwargs)
+    encoder_model: PreTrainedModel | None = None
     if isinstance(encoder, str):
-        name = config_kwargs["encoder_name_or_path"] = _absolute(encoder)
-        source = resolve_source(name)[0]
+        config_kwargs["encoder_name_or_path"] = _absolute(encoder)
+        source = resolve_source(encoder)[0]
         with readable(encoder):
-            encoder = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    if encoder is not None:
+            encoder_model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    elif encoder is not None:
+        encoder_model = encoder
         config_kwargs.setdefault("encoder_name_or_path", encoder.name_or_path)
-        config_kwargs["encoder_config"] = encoder.config.to_dict()
+    if encoder_model is not None:
+        config_kwargs["encoder_config"] = encoder_model.config.to_dict()
     if isinstance(decoder, str):
         decoder_model = load_decoder(decoder_name_or_path=decoder, **decoder_arguments(config_kwargs))
         config_kwargs["decoder_name_or_path"] = _absolute(decoder)
@@ -62,7 +65,7 @@ def from_encoder_decoder(
         }
         | config_kwargs,
     )
-    model = DiffLMModel(config, encoder=encoder)
+    model = DiffLMModel(config, encoder=encoder_model)
     model.attach_decoder(decoder_model)
     return model
 
