@@ -6,6 +6,7 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .cell_codes import CodedColumn
 from .errors import ConditionError, SchemaError
 from .json_values import read_json
 from .kind_base import ChoiceKind, ColumnKind, condition_bound, never_seen, place_between
@@ -88,10 +89,6 @@ class CategoryKind(ChoiceKind):
             return None
         return float(min(self.choices)), float(max(self.choices))
 
-    @cached_property
-    def _codes(self) -> dict[Any, int]:
-        return {choice: code for code, choice in enumerate(self.choices)}
-
     @property
     def feature_names(self) -> tuple[str, ...]:
         return (self.column.name,)
@@ -99,7 +96,7 @@ class CategoryKind(ChoiceKind):
     def feature_places(self, value: Any) -> list[float]:
         if self.number_range is not None:
             return [place_between(value, *self.number_range)]
-        return [place_between(self._codes[value], 0, len(self._codes) - 1)]
+        return [place_between(self._places[value], 0, len(self.choices) - 1)]
 
     @cached_property
     def takes_ranges(self) -> bool:  # type: ignore[override]
@@ -170,6 +167,9 @@ class NullKind(ColumnKind):
     name = "null"
     expected = "null"
     json_type = "null"
+
+    def coded_parts(self) -> tuple[CodedColumn, ...]:
+        return (CodedColumn(self.column.name, "choice", 0, True),)
 
     def normalize(self, value: Any) -> Any:
         raise SchemaError(

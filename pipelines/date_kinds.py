@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cell_codes import CodedColumn
 from .date_forms import DateForm, DateLanguage, instant
 from .errors import ConditionError, SchemaError
 from .kind_base import ColumnKind, Writer, never_seen, number_classes, place_between
@@ -241,6 +242,67 @@ class _DateKind(ColumnKind):
             else:
                 places.append((day.timetuple().tm_yday - 1) / 366)
         return places
+
+    # ---- codes for the draft
+
+    def coded_parts(self) -> tuple[CodedColumn, ...]:
+        column = self.column
+        if column.categories is not None:
+            return (CodedColumn(column.name, "choice", len(column.categories), column.nullable),)
+        if self._span is None:
+            return ()
+        parts = []
+        if self.has_date:
+            parts += [("week", "number", 0), ("weekday", "choice", 7)]
+        if self.has_time:
+            parts.append(("clock", "number", 0))
+        return tuple(
+            CodedColumn(f"{column.name} ({part})", kind, size, column.nullable, ordered=place > 0)
+            for place, (part, kind, size) in enumerate(parts)
+        )
+
+    @cached_property
+    def _steps(self) -> int:
+        """A code of a time counts so many parts of a second (0: minutes)."""
+        return 0 if self.column.timespec == "minutes" else 10**self.form.digits
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {text: place for place, text in enumerate(self.column.categories or ())}
+
+    def code(self, value: Any) -> tuple[int, ...]:
+        if self.column.categories is not None:
+            return (self._places[value],)
+        codes: list[int] = []
+        if self.has_date:
+            codes += divmod(datetime.date.fromisoformat(value[:10]).toordinal() - 1, 7)
+        if self.has_time:
+            clock = value[11:] if self.has_date else value
+            minutes = 60 * int(clock[:2]) + int(clock[3:5])
+            if self._steps:
+                digits = clock[9 : 9 + self.form.digits] if self.form.digits else ""
+                minutes = (60 * minutes + int(clock[6:8])) * self._steps + int(digits or 0)
+            codes.append(minutes)
+        return tuple(codes)
+
+    def coded_value(self, *codes: int) -> Any:
+        if self.column.categories is not None:
+            return self.column.categories[codes[0]]
+        fields: dict[str, str] = {}
+        if self.has_date:
+            last = datetime.date.max.toordinal()
+            day = datetime.date.fromordinal(min(max(7 * codes[0] + codes[1] + 1, 1), last))
+            fields |= {"Y": f"{day.year:04d}", "m": f"{day.month:02d}", "d": f"{day.day:02d}"}
+        if self.has_time:
+            seconds, steps = divmod(codes[-1], self._steps) if self._steps else (60 * codes[-1], 0)
+            fields |= {"H": f"{seconds // 3600:02d}", "M": f"{seconds // 60 % 60:02d}", "S": f"{seconds % 60:02d}"}
+            fields["f"] = f"{steps:0{self.form.digits}d}" if self.form.digits else ""
+        return self.form.write(fields)
+
+    def coded_range(self, low: Any, high: Any, within_range: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        low, high = self._closed(low, high, within_range)
+        least, most = self.limits
+        return self.code(low or least), self.code(high or most)
 
     # ---- conditions
 

@@ -6,10 +6,12 @@ import datetime
 import decimal
 import math
 from collections.abc import Callable, Sequence, Set
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from .cell_codes import CodedColumn
 from .errors import ConditionError, RecordParseError, SchemaError
 from .values import as_text, date_text, is_missing, listed, shown
 
@@ -155,6 +157,35 @@ class ColumnKind:
         """Places between 0 and 1 of a normalised value in its range or list."""
         return []
 
+    # ---- codes for the draft
+
+    def coded_parts(self) -> tuple[CodedColumn, ...]:
+        """The columns of codes that stand for this one; none where its values have no codes (texts, nested ones)."""
+        return ()
+
+    def code(self, value: Any) -> tuple[int, ...]:
+        """The codes of a normalised value, one for each part."""
+        raise NotImplementedError
+
+    def coded_value(self, *codes: int) -> Any:
+        """The normalised value of codes."""
+        raise NotImplementedError
+
+    def coded_range(self, low: Any, high: Any, within_range: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A closed range of normalised values as codes.
+
+        None is an open end: it reaches as far as the data did with ``within_range``, if that is beyond the other end.
+        """
+        raise NotImplementedError
+
+    def _closed(self, low: Any, high: Any, within_range: bool) -> tuple[Any, Any]:
+        seen_low, seen_high = self.column.minimum, self.column.maximum
+        if within_range and low is None and seen_low is not None and (high is None or seen_low <= high):
+            low = seen_low
+        if within_range and high is None and seen_high is not None and (low is None or low <= seen_high):
+            high = seen_high
+        return low, high
+
     # ---- conditions
 
     def condition_value(self, value: Any) -> Any:
@@ -189,6 +220,19 @@ class ChoiceKind(ColumnKind):
 
     def grammar(self, write: Writer, within_range: bool, condition: Any = None) -> dict[str, Any]:
         return {"texts": tuple(map(write, self.choices))} | super().grammar(write, within_range, condition)
+
+    def coded_parts(self) -> tuple[CodedColumn, ...]:
+        return (CodedColumn(self.column.name, "choice", len(self.choices), self.column.nullable),)
+
+    @cached_property
+    def _places(self) -> dict[Any, int]:
+        return {choice: place for place, choice in enumerate(self.choices)}
+
+    def code(self, value: Any) -> tuple[int, ...]:
+        return (self._places[value],)
+
+    def coded_value(self, *codes: int) -> Any:
+        return self.choices[codes[0]]
 
     def typical(self) -> Any:
         return self.choices[0]

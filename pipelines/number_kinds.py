@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .cell_codes import MOST_CODE, CodedColumn
 from .errors import ConditionError
 from .kind_base import ColumnKind, Writer, condition_bound, number_classes, place_between
 from .values import number_text, shown, unexpected
@@ -166,6 +167,52 @@ class _NumberKind(ColumnKind):
         step = 10 ** -(self.column.decimals or 0)
         return math.floor(high / step + 1e-9) >= math.ceil(low / step - 1e-9)
 
+    # ---- codes for the draft
+
+    @cached_property
+    def _scale(self) -> int | None:
+        """Digits after the point that a code counts; fewer than the values have, and below 0, where those are too
+        many for it. None: the range is unknown."""
+        if self.number_range is None:
+            return None
+        digits = self._most_decimals
+        largest = int(max(map(abs, self.number_range))) + 1
+        while largest * decimal.Decimal(10) ** digits >= MOST_CODE:
+            digits -= 1
+        return digits
+
+    @property
+    def _most_decimals(self) -> int:
+        return self.column.decimals or 0
+
+    def coded_parts(self) -> tuple[CodedColumn, ...]:
+        if self._scale is None:
+            return ()
+        return (CodedColumn(self.column.name, "number", nullable=self.column.nullable),)
+
+    def code(self, value: Any) -> tuple[int, ...]:
+        return (self._scaled(value, decimal.ROUND_HALF_EVEN),)
+
+    def _scaled(self, value: Any, rounding: str) -> int:
+        scaled = decimal.Decimal(str(value)).scaleb(self._scale or 0)
+        return int(max(-MOST_CODE, min(MOST_CODE, scaled.to_integral_value(rounding))))
+
+    def coded_value(self, *codes: int) -> Any:
+        scale = self._scale or 0
+        value = codes[0] / 10**scale if scale > 0 else codes[0] * 10**-scale
+        if scale < self._most_decimals:  # rounded beyond the data's ends, perhaps
+            value = min(max(value, self.column.minimum), self.column.maximum)
+        return self._coded_number(value)
+
+    def _coded_number(self, value: int | float) -> Any:
+        return int(value)
+
+    def coded_range(self, low: Any, high: Any, within_range: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        low, high = self._closed(low, high, within_range)
+        first = -MOST_CODE if low is None else self._scaled(low, decimal.ROUND_CEILING)
+        last = MOST_CODE if high is None else self._scaled(high, decimal.ROUND_FLOOR)
+        return (first,), (max(first, last),)
+
     def classes(self, values: Sequence[Any], num_bins: int) -> dict[str, Any] | None:
         return number_classes(values, (self.column.minimum, self.column.maximum), num_bins)
 
@@ -223,6 +270,14 @@ class DecimalKind(_NumberKind):
 
     def _written(self, value: float) -> int | float:
         return value if self.column.decimals is None else super()._written(value)
+
+    @property
+    def _most_decimals(self) -> int:
+        column = self.column
+        return _free_decimals(column.minimum, column.maximum) if column.decimals is None else column.decimals
+
+    def _coded_number(self, value: int | float) -> Any:
+        return float(value) + 0.0
 
     def _holds_number(self, low: int | float, high: int | float) -> bool:
         column = self.column

@@ -30,6 +30,7 @@ from .call_arguments import (
     integer,
     real,
 )
+from .cell_codes import CellCodes  # noqa: F401
 from .checkpoint_code import MODEL_MODULES  # noqa: F401
 from .checkpoint_safety import library_class, source_folder, verify
 from .choice_kinds import CategoryKind  # noqa: F401

@@ -87,6 +87,26 @@ class Policy:
         A column gets places for the values of this share of the records; few long ones must not widen it.
     draft_ambiguous_share : float, default 0.01
         A column in which more values than this hold a separator ends the draft: places behind could not be told.
+    column_bins : int, default 128
+        Tokens of a number's values in the column draft.
+    column_knots : int, default 1024
+        Most knots of a number's quantile function: its frequent values, and the rows between two knots.
+    column_rows_per_knot : int, default 5
+        Rows that a value must have to be told exactly, and that lie between two knots at least.
+    column_batch_size : int, default 512
+        Records of a step of the column draft.
+    column_learning_rate, column_weight_decay, column_max_grad_norm : float, default 2e-3, 0.02, 1.0
+        Of its steps.
+    column_ramp_steps : int, default 50
+        Steps in which its learning rate rises.
+    column_ema_decay : float, default 0.99
+        Of its averaged weights, which are judged and kept: they stand for a learning rate that falls.
+    column_min_steps, column_max_epochs : int, default 300, 400
+        It trains so many steps at least, and passes over a table at most.
+    column_evaluation_interval, column_evaluation_records : int, default 50, 1000
+        Steps between its evaluations, at most, and the noisy records of one, at least.
+    column_patience : int, default 5
+        It stops after so many evaluations in a row that are no better than the best.
     max_candidate_share : float, default 0.25
         Share of the decoder's vocabulary up to which the tokens of the training records, with sampled ones, stand for
         all of it: with more, the whole softmax costs as little.
@@ -136,6 +156,20 @@ class Policy:
     draft_records: int = 10_000
     draft_width_share: float = 0.999
     draft_ambiguous_share: float = 0.01
+    column_bins: int = 128
+    column_knots: int = 1024
+    column_rows_per_knot: int = 5
+    column_batch_size: int = 512
+    column_learning_rate: float = 2e-3
+    column_weight_decay: float = 0.02
+    column_max_grad_norm: float = 1.0
+    column_ramp_steps: int = 50
+    column_ema_decay: float = 0.99
+    column_min_steps: int = 300
+    column_max_epochs: int = 400
+    column_evaluation_interval: int = 50
+    column_evaluation_records: int = 1000
+    column_patience: int = 5
     max_candidate_share: float = 0.25
     denoiser_evaluation_batch_size: int = 1024
     min_shuffled_to_own: float = 1.2
