@@ -11,7 +11,7 @@ This file is also stored beside the weights of a published model, so it imports 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -29,6 +29,14 @@ CHUNK = 64
 MAX_VIEW_SIZE = 64
 #: Less likely bins are drawn from evenly: rounding would decide.
 LEAST_MASS = 1e-12
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn, see [`ColumnDraft.write`]."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 class DraftBlock(nn.Module):
@@ -141,7 +149,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         self.heads = nn.ModuleList(nn.Linear(hidden_size, column["num_tokens"]) for column in columns)
         nn.init.normal_(self.token_inputs.weight, std=0.3)
         for head in self.heads:
-            nn.init.normal_(head.weight, std=0.02)
+            nn.init.normal_(cast(nn.Linear, head).weight, std=0.02)
 
     def _block_sizes(self, choice_size: int) -> list[int]:
         sizes = [
@@ -199,7 +207,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         for name, value in given.items():
             getattr(self, name).copy_(value)
         for head, tokens in zip(self.heads, self._tokens, strict=True):
-            head.bias.copy_(self._shares(tokens).log())
+            cast(nn.Linear, head).bias.copy_(self._shares(tokens).log())
 
     # ---------------------------------------------------------------- codes, tokens, ranks
 
@@ -284,7 +292,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
                 continue
             shares = self._shares(self._tokens[i])
             if not _is_number(column):
-                weight = self.embeddings[str(i)].weight  # type: ignore[index]
+                weight = cast(nn.Embedding, self.embeddings[str(i)]).weight
                 mean = (weight * shares[:, None]).sum(0)
                 deviation = ((weight - mean).square() * shares[:, None]).sum(0).sqrt()
                 parts.append(((weight - mean) / (deviation + 1e-4))[tokens[:, i]])
@@ -436,7 +444,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         Tensor
             int64, ``[rows, columns]``.
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "limits": limits or {}}
+        drawing = Drawing(temperature, top_k, top_p)
         output = torch.empty(len(latents), len(self.columns), dtype=torch.int64, device=self.device)
         for start in range(0, len(latents), CHUNK):
             rows = slice(start, min(start + CHUNK, len(latents)))
@@ -448,7 +456,8 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
                 nn.functional.pad(latents[rows].to(self.device, self.vectors.dtype), filled),
                 nn.functional.pad(uniforms[rows].to(self.device), filled, value=0.5),
                 known,
-                **options,
+                limits or {},
+                drawing,
             )
             output[rows] = codes[: rows.stop - rows.start]
         return output
@@ -458,13 +467,11 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         latents: Tensor,
         uniforms: Tensor,
         given: Tensor,
-        *,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
         limits: Mapping[int, Any],
+        drawing: Drawing,
     ) -> Tensor:
-        hidden, before, written = self._start(latents), 0.0, []
+        hidden = self._start(latents)
+        before, written = torch.zeros_like(hidden[:, 0]), list[Tensor]()
         lows: list[int] = []  # of a range over a column and its finer parts
         highs: list[int] = []
         at_low = at_high = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
@@ -484,7 +491,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
                 bounds = torch.where(at_low, low, _LEAST), torch.where(at_high, high, _MOST)
             if column.get("ordered"):  # there is a gap where the column before has one
                 gaps = False
-            codes = self._choose(i, latents, logits, first, second, allowed, bounds, gaps, temperature, top_k, top_p)
+            codes = self._choose(i, latents, logits, first, second, allowed, bounds, gaps, drawing)
             if column.get("ordered"):
                 codes = torch.where(written[-1] == MISSING, MISSING, codes)
             own = given[:, i]
@@ -506,9 +513,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         allowed: Tensor | None,
         bounds: tuple[Tensor, Tensor] | None,
         gaps: bool,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
+        drawing: Drawing,
     ) -> Tensor:
         """One column's codes: a token by the first uniform numbers, a value of its bin by the second."""
         column = self.columns[i]
@@ -516,8 +521,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         barred = torch.zeros_like(logits, dtype=torch.bool)
         shares = None  # of the rows, within the bounds
         if allowed is not None and _is_number(column):
-            drawing = (temperature, top_k, top_p)
-            return self._choose_listed(i, latents, logits, first, allowed.to(latents.device), *drawing)
+            return self._choose_listed(i, latents, logits, first, allowed.to(latents.device), drawing)
         if allowed is not None:
             barred[:] = True
             barred[:, torch.where(allowed == MISSING, -1 if gap is None else gap, allowed).to(barred.device)] = False
@@ -536,8 +540,8 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
                 barred[:, :count] |= parts <= 0
         lost = barred.all(dim=1) if gap is None or gaps else barred[:, :gap].all(dim=1)  # the data has nothing there
         logits = logits.masked_fill(barred & ~lost[:, None], -math.inf)
-        tokens = _draw(logits, first, temperature, top_k, top_p)
-        if temperature == 0:
+        tokens = _draw(logits, first, drawing)
+        if drawing.temperature == 0:
             second = torch.full_like(second, 0.5)
         if not _is_number(column):
             codes = tokens
@@ -557,9 +561,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         logits: Tensor,
         uniforms: Tensor,
         allowed: Tensor,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
+        drawing: Drawing,
     ) -> Tensor:
         """A number out of a list, as likely as the draft finds each; a gap may be one of them."""
         chances, scores = logits.softmax(dim=1), []
@@ -571,7 +573,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
             parts = self._bin_shares(i, latents, low[:, None], high[:, None])
             scores.append((chances[:, : parts.shape[1]] * parts).sum(dim=1))
         likely = torch.stack(scores, dim=1).clamp(min=1e-12).log()
-        return allowed[_draw(likely, uniforms, temperature, top_k, top_p)]
+        return allowed[_draw(likely, uniforms, drawing)]
 
     def _value(
         self, i: int, latents: Tensor, tokens: Tensor, uniforms: Tensor, within: tuple[Tensor, Tensor] | None
@@ -622,11 +624,12 @@ def _interpolate(points: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return ys[after - 1] + share * (ys[after] - ys[after - 1])
 
 
-def _draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def _draw(logits: Tensor, uniforms: Tensor, drawing: Drawing) -> Tensor:
     """A token per row by the inverse of its cumulative distribution, ``[rows]``."""
-    if temperature == 0:
+    top_k, top_p = drawing.top_k, drawing.top_p
+    if drawing.temperature == 0:
         return logits.argmax(dim=1)
-    logits = logits / temperature
+    logits = logits / drawing.temperature
     if top_k is not None and 0 < top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, dim=1).values[:, -1:], -math.inf)
     chances = logits.softmax(dim=1)

@@ -195,7 +195,7 @@ class _NumberKind(ColumnKind):
 
     def _scaled(self, value: Any, rounding: str) -> int:
         scaled = decimal.Decimal(str(value)).scaleb(self._scale or 0)
-        return int(max(-MOST_CODE, min(MOST_CODE, scaled.to_integral_value(rounding))))
+        return max(-MOST_CODE, min(MOST_CODE, int(scaled.to_integral_value(rounding))))
 
     def coded_value(self, *codes: int) -> Any:
         scale = self._scale or 0
