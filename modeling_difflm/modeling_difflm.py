@@ -1010,11 +1010,25 @@ def embedding_weight(model: PreTrainedModel) -> Tensor:
     return cast(Tensor, model.get_input_embeddings().weight)
 
 
+def why_absent(name: str, error: OSError) -> str:
+    """Why a model cannot be had, and what to do: the libraries' own messages are paragraphs."""
+    if Path(name).exists() or name.startswith(PACKAGE_SCHEME):
+        return f"cannot be loaded: {' '.join(str(error).split())}"
+    if type(error.__cause__ or error.__context__).__name__ in ("GatedRepoError", "RepositoryNotFoundError"):
+        return "no folder here, and not given by the Hub: check the name, accept its terms there, or `hf auth login`"
+    return (
+        "neither a folder here nor in the cache, and the Hub was not reached (or not asked: offline): check the name, "
+        f"go online, or name a folder or {PACKAGE_SCHEME}MODULE/PATH"
+    )
+
+
 @contextlib.contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Name the model whose weights are no weights."""
+    """Name the model whose weights are no weights, or are not here, in one line with what to do."""
     try:
         yield
+    except OSError as error:
+        raise OSError(f"{name}: {why_absent(name, error)}") from error
     except SafetensorError as error:
         raise ValueError(f"{name}: the weights cannot be read ({error}): download or install them again.") from error
     except ValueError as error:  # no model at all, or a broken GGUF file

@@ -41,7 +41,8 @@ def tokenize_segment(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 def _tokenize_checked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     def encode(string: str) -> list[int]:
-        return tokenizer.encode(string, add_special_tokens=False, split_special_tokens=True)
+        # Not verbose: the length is checked where it matters, against what the decoder takes.
+        return tokenizer.encode(string, add_special_tokens=False, split_special_tokens=True, verbose=False)
 
     def decode(tokens: list[int]) -> str:
         return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))

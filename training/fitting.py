@@ -29,6 +29,7 @@ from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_losses import trains_columns
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, history
 from difflm.training.build_autoencoder import build_autoencoder
+from difflm.training.decoder_context import within_context
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.disclosure import Disclosure
@@ -115,7 +116,7 @@ def fit(
     validation : as ``data``, optional
         Held-out records; by default a tenth of the data (at most 1,000 rows), chosen by the seed.
     max_length : int, default 1024
-        Most decoder tokens of a record.
+        Most decoder tokens of a record; fewer where the decoder's context, beside the latent's tokens, is shorter.
     overlong : {"refuse", "drop"}, default "refuse"
         A longer record is an error that names it, or is left out: a warning and ``left_out`` in the log say how many.
     rare_categories, rare_below, ranges : str, int, str, default "keep", 5, "exact"
@@ -146,7 +147,7 @@ def fit(
     FileExistsError
         If ``output_dir`` holds something else, or a pipeline and neither ``resume`` nor ``overwrite`` is given.
     RecordTooLongError
-        If a record has more than ``max_length`` tokens.
+        If a record has more than ``max_length`` tokens, or more than the decoder can read.
     ResumeError
         If the fit to resume was started with other data or arguments; names them.
     """
@@ -206,6 +207,7 @@ def fit(
             model = None
         else:
             model = build_autoencoder(prepared, model_kwargs, device)
+            prepared = within_context(prepared, model)
     with folder.opened(description, resume=begins == "resume"):
         busy = time.process_time()
         if model is None:

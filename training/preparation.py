@@ -6,13 +6,14 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from difflm.devices import choose_device
 from difflm.errors import ArgumentError, DiffLMError
-from difflm.modeling_difflm import multiplies_bf16, resolve_source
+from difflm.modeling_difflm import multiplies_bf16, resolve_source, why_absent
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain, Reading, find_domain
@@ -178,7 +179,7 @@ def prepare(
     domain, options = find_domain(domain), dict(read_options or {})
     settings = dataclasses.replace(settings, record_format=_record_format(settings, domain))
     reading = domain.read(data, record_format=settings.record_format, **options)
-    tokenizers = Tokenizers(load_tokenizer(settings.encoder), load_tokenizer(settings.decoder))
+    tokenizers = Tokenizers(load_tokenizer(settings.encoder, "encoder"), load_tokenizer(settings.decoder, "decoder"))
     left_out = dict(reading.left_out)
     reading = _without_problems(reading, domain, left_out)
     reading = _without_overlong(reading, domain, tokenizers, max_length, overlong, left_out)
@@ -222,19 +223,24 @@ def _record_format(settings: Preset, domain: Domain) -> str:
     return settings.record_format if settings.record_format in domain.record_formats else domain.record_formats[0]
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of an encoder or decoder.
+def load_tokenizer(name: str, role: str = "") -> Any:
+    """The tokenizer of an encoder or decoder; ``role`` is the argument that named it.
 
     Raises
     ------
-    ArgumentError
-        If it cannot be loaded; names the model.
+    OSError, ArgumentError
+        If it cannot be had or loaded; names the model.
     """
+    label = f"{role}={name!r} (--{role})" if role else name
+    if Path(name).is_absolute() and not Path(name).exists():
+        raise FileNotFoundError(f"{label}: there is no such folder or file")
     source, gguf_file = resolve_source(name)
     try:
         return AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
+    except OSError as error:
+        raise OSError(f"{label}: {why_absent(name, error)}") from error
     except ValueError as error:
-        raise ArgumentError(f"{name}: its tokenizer cannot be loaded: {error}") from error
+        raise ArgumentError(f"{label}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _without_problems(reading: Reading, domain: Domain, left_out: dict[str, int]) -> Reading:

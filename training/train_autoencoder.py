@@ -19,6 +19,7 @@ from transformers import set_seed
 from difflm.pipelines.conditions import ConditionEncoder
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.build_autoencoder import build_autoencoder
+from difflm.training.decoder_context import within_context
 from difflm.training.fitted_autoencoder import STAGE
 from difflm.training.fitting import encode, train_autoencoder
 from difflm.training.preparation import prepare, resolve_settings
@@ -72,6 +73,7 @@ def main(words: Sequence[str] | None = None) -> None:
     show_progress = not training_kwargs.get("disable_tqdm", False)
     set_seed(script.seed)
     model = build_autoencoder(prepared, json.loads(script.model_kwargs))
+    prepared = within_context(prepared, model)
     log = train_autoencoder(
         model,
         prepared,

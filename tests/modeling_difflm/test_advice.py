@@ -49,6 +49,7 @@ def options() -> set[str]:
 
 
 def keywords() -> set[str]:
+    from difflm.build_difflm import from_encoder_decoder
     from difflm.modeling_difflm import DiffLMConfig, load_decoder
     from difflm.pipelines.record_editing import RecordEditingMixin
     from difflm.pipelines.sharded_sampling import sample_shards
@@ -63,7 +64,7 @@ def keywords() -> set[str]:
         difflm.DiffLMPipeline.__call__,
         difflm.DiffLMPipeline.push_to_hub,
         difflm.DiffLMPipelineOutput.to_arrow,
-        difflm.DiffLMModel.from_encoder_decoder,
+        from_encoder_decoder,
         difflm.DiffLMModel.from_pretrained,
         difflm.DiffLMModel.encode,
         difflm.DiffLMModel.forward,

@@ -77,6 +77,37 @@ def test_models(model_folders, small_table, tmp_path, role, source, reasons, cap
         assert reason in line
 
 
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("nope", "go online"), ("nope/none", "go online"), ("{tmp}/empty", "tokenizer")]
+)
+def test_a_name_that_cannot_be_had_is_one_line(model_folders, small_table, tmp_path, role, name, reason, capsys):
+    small_table.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "empty").mkdir()
+    models = model_folders | {role: name.format(tmp=tmp_path)}
+    words = ["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "out")]
+    line = one_line([*words, "--encoder", models["encoder"], "--decoder", models["decoder"]], capsys)
+    assert f"{role}={models[role]!r} (--{role}): " in line and reason in line
+    assert "huggingface.co/docs" not in line
+
+
+def test_a_decoder_that_is_no_longer_in_the_cache(fitted, model_folders, tmp_path, capsys):
+    pipeline = shutil.copytree(fitted[1], tmp_path / "pipeline")
+    for config in pipeline.rglob("*.json"):
+        config.write_text(config.read_text().replace(model_folders["decoder"], "nope/none"))
+    line = one_line(["sample", str(pipeline), "-o", str(tmp_path / "rows.csv")], capsys)
+    assert "nope/none: neither a folder here nor in the cache" in line
+
+
+@pytest.mark.parametrize("kind", ["RepositoryNotFoundError", "GatedRepoError"])
+def test_the_hubs_refusals_in_one_line(kind):
+    from difflm.modeling_difflm import readable
+
+    answer = type(kind, (OSError,), {})("404 Client Error. (Request ID: ...)")
+    with pytest.raises(OSError, match="^user/model: .*accept its terms"), readable("user/model"):
+        raise OSError("user/model is not a local folder and is not a valid model identifier ...") from answer
+
+
 def test_a_gguf_file_that_is_none(model_folders, small_table, tmp_path, capsys):
     small_table.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "model.gguf").write_bytes(b"not weights" * 100)

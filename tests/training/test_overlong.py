@@ -7,12 +7,15 @@ import re
 
 import pandas as pd
 import pytest
+from transformers import AutoTokenizer
 
 from difflm.cli.command import build_parser
+from difflm.pipelines.vocabulary import tokenize_segment
+from difflm.training.decoder_context import record_room
 from difflm.training.fitting import fit
 from difflm.training.overlong import RecordTooLongError
 from difflm.training.preparation import TooFewRecordsError, prepare
-from tests.conftest import tiny_preset
+from tests.conftest import build_tiny_model, tiny_preset
 
 
 @pytest.fixture
@@ -75,6 +78,33 @@ def test_the_validation_data_has_the_same_limit(preset, notes):
 def test_too_few_are_left(preset, notes):
     with pytest.raises(TooFewRecordsError, match="1 of 3 records can be learned from"):
         prepare(notes.loc[[3, 4, 9]], preset, max_length=100, overlong="drop")
+
+
+def test_records_longer_than_the_decoders_context_are_refused_before_training(preset, notes, tmp_path, monkeypatch):
+    monkeypatch.setattr("difflm.training.fitting.train_autoencoder", lambda *args, **kwargs: pytest.fail("trained"))
+    notes.loc[9, "note"] = "y" * 600
+    with pytest.raises(RecordTooLongError, match=r"has 6\d\d tokens \(60\d of them its column 'note'\)") as caught:
+        fit(notes, tmp_path / "out", preset=preset, show_progress=False)
+    # 512 positions, 3 of them the latent's.
+    assert "room for 509 beside the latent's, and 1 of" in str(caught.value)
+    assert "--max-length 509 --overlong drop" in str(caught.value)
+
+
+def test_no_record_is_written_longer_than_the_decoders_context(preset, notes, tmp_path, model_folders):
+    pipeline = fit(notes, tmp_path / "out", preset=preset, show_progress=False, epochs=1)
+    assert pipeline.config.max_new_tokens == 509
+    model = build_tiny_model(model_folders, injection="embedding")
+    assert record_room(model) == 512
+    model.decoder.config.max_position_embeddings = -1  # as some say that there is none
+    assert record_room(model) is None
+
+
+def test_long_texts_are_tokenised_without_a_warning_of_the_tokenizers(notes, model_folders, capfd):
+    tokenizer = AutoTokenizer.from_pretrained(model_folders["decoder"])
+    tokenizer.model_max_length = 16
+    assert len(tokenize_segment(tokenizer, "x" * 300)) == 300
+    assert "longer than the specified maximum" not in capfd.readouterr().err
+    assert not tokenizer.deprecation_warnings
 
 
 @pytest.mark.parametrize(
