@@ -346,8 +346,8 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         If a size is not positive, the noise floor is negative, or ``class_names`` does not match ``class_sizes``.
     """
 
-    # The statistics place every sample, so they keep their precision when the network is loaded in half precision.
-    _keep_in_fp32_modules = ["scaler"]  # type: ignore[assignment]
+    # The dtype of a pipeline's load is its decoder's: here, rounding would only move every sample.
+    _keep_in_fp32_modules = ["network", "scaler"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(

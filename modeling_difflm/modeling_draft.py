@@ -100,6 +100,12 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
     bin_knots: Tensor
     token_counts: Tensor
 
+    # The dtype of a pipeline's load is its decoder's: here, rounding would only change what is written.
+    _keep_in_fp32_modules = [  # type: ignore[assignment]
+        *("embeddings", "trunk", "narrow", "views", "vectors"),
+        *("token_inputs", "rank_inputs", "blocks", "norm", "heads"),
+    ]
+
     @register_to_config
     def __init__(
         self,

@@ -34,7 +34,7 @@ COMMAND |= set((ROOT / "modeling_difflm" / "cli").glob("*.py"))
 COMMAND |= {ROOT / "pipelines" / "hub_saving.py"}
 MAX_LINES = 500
 # Published alone, it cannot leave anything to another file.
-MAX_LINES_OF = {"modeling_difflm/modeling_difflm.py": 1225, "modeling_difflm/modeling_draft.py": 644}
+MAX_LINES_OF = {"modeling_difflm/modeling_difflm.py": 1225, "modeling_difflm/modeling_draft.py": 650}
 RANK = {"modeling_difflm": 0, "pipelines": 1, "training": 2, "hub_cards": 3}
 
 

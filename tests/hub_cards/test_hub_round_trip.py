@@ -90,6 +90,25 @@ folder = Path(hf_hub_download("user/again-v0.1", "model_index.json")).parent
     assert hub.requests == []
 
 
+def test_hub_the_dtype_of_a_load_is_the_decoders_alone(hub, run_python, published, saved):
+    code = """
+from pathlib import Path
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+pipe = DiffusionPipeline.from_pretrained("user/toys", trust_remote_code=True, torch_dtype=torch.bfloat16)
+print("DECODER", pipe.autoencoder.decoder.dtype)
+for name in ("autoencoder", "denoiser"):
+    weights = next(Path(FOLDER, name).glob("*.safetensors"))
+    state = getattr(pipe, name).state_dict()
+    print("ROUNDED", [key for key, value in load_file(weights).items() if not torch.equal(state[key], value)])
+"""
+    done = run_python(f"FOLDER = {str(saved)!r}" + code, hub)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "DECODER torch.bfloat16" in done.stdout
+    assert done.stdout.count("ROUNDED []") == 2
+
+
 def test_hub_code_does_not_run_without_trust(hub, run_python, published, tmp_path):
     trace = tmp_path / "trace"
     poison = f"\nopen({str(trace)!r}, 'w').write('ran')\n".encode()
