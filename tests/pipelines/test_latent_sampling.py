@@ -407,7 +407,7 @@ def test_partial_start_has_the_exact_posterior_spread() -> None:
 
 
 def test_callback_sees_and_replaces_latents_and_progress_counts_steps() -> None:
-    calls: list[tuple[int, range]] = []
+    calls: list[tuple[int, list[int]]] = []
     totals: list[int] = []
     updates: list[int] = []
 
@@ -436,7 +436,7 @@ def test_callback_sees_and_replaces_latents_and_progress_counts_steps() -> None:
         progress=progress,
         callback_on_step_end=callback,
     )
-    assert calls == [(step, rows) for rows in (range(0, 3), range(3, 5)) for step in range(5)]
+    assert calls == [(step, rows) for rows in ([0, 1, 2], [3, 4]) for step in range(5)]
     assert totals == [10] and len(updates) == 10
     torch.testing.assert_close(latents, denoiser.scaler.latent_mean.expand(5, 6))  # Zeroed in the last step.
 
@@ -475,7 +475,3 @@ def test_numbers_and_labels_out_of_range_are_named() -> None:
 def test_schedulers_that_do_not_fit_are_refused_with_a_remedy() -> None:
     with pytest.raises(TypeError, match="KarrasVeScheduler, EDMEulerScheduler"):
         sample_latents(tiny_denoiser(), DDIMScheduler(), 2)
-    with pytest.raises(ValueError, match=r"EDMEulerScheduler\(sigma_data=1.0\)"):
-        sample_latents(tiny_denoiser(), EDMEulerScheduler(), 2)
-    with pytest.raises(ValueError, match="prediction_type"):
-        sample_latents(tiny_denoiser(), EDMEulerScheduler(sigma_data=1.0, prediction_type="v_prediction"), 2)
