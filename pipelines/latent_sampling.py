@@ -111,7 +111,7 @@ def sample_latents(
     """
     _check_scheduler(scheduler)
     floor, device, latent_size = _noise_floor(denoiser), denoiser.device, denoiser.config.latent_size
-    steps = (STEPS_TO_NOISE_FLOOR if floor else STEPS) if num_inference_steps is None else num_inference_steps
+    steps = default_steps(denoiser) if num_inference_steps is None else num_inference_steps
     if steps < 2:  # Both the Karras ramp and diffusers' KarrasVeScheduler divide by steps - 1.
         raise ArgumentError(f"num_inference_steps must be at least 2, got {steps}.")
     if chunk_size is None:
@@ -263,6 +263,11 @@ class _NoiseLevels:
         if not self.ends_at_floor:
             return float(self.scheduler.init_noise_sigma)
         return (self.sigmas[0] ** 2 + network.sigma_data**2).sqrt()
+
+
+def default_steps(denoiser: Any) -> int:
+    """Number of steps in which the denoiser's latents are sampled unless another is asked for."""
+    return STEPS_TO_NOISE_FLOOR if _noise_floor(denoiser) else STEPS
 
 
 def _noise_floor(denoiser: Any) -> float:

@@ -148,7 +148,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         constrained: bool = True,
         within_range: bool = True,
         fast: bool = True,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         batch_size: int | None = None,
         max_attempts: int = 10,
         accept: Any = None,
@@ -187,8 +187,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         fast : bool, default True
             Own decoding loop; False uses the decoder's ``generate``, as does a decoder the loop cannot run. Same
             records.
-        num_inference_steps : int, default 50
-            Noise levels of the diffusion.
+        num_inference_steps : int, optional
+            Steps of the diffusion; default: 50, or 20 where the denoiser has a noise floor.
         batch_size : int, optional
             Rows decoded together; default by the device's memory.
         max_attempts : int, default 10
@@ -255,7 +255,9 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             max_new_tokens=self.config["max_new_tokens"],
         )
         diffusion = {
-            "num_inference_steps": integer("num_inference_steps", num_inference_steps, 2),
+            "num_inference_steps": num_inference_steps
+            if num_inference_steps is None
+            else integer("num_inference_steps", num_inference_steps, 2),
             "guidance_scale": real("guidance_scale", guidance_scale),
             "callback_on_step_end": callback_on_step_end,
         }
@@ -313,6 +315,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             self.scheduler,
             len(randoms),
             generators=latent_generators(randoms),
+            rows=[random.row for random in randoms],
             class_labels=labels,
             **options,
         )

@@ -88,12 +88,13 @@ class RecordEditingMixin:
         options: Mapping[str, Any],
         labels: Tensor | None = None,
     ) -> Tensor:
+        steps = options.get("num_inference_steps")
         return self._sample_latents(
             self.row_randoms(seed, len(latents), integer("first_row", options.get("first_row", 0), 0)),
             labels,
             start_latents=latents,
             start_strength=strength,
-            num_inference_steps=integer("num_inference_steps", options.get("num_inference_steps", 50), 2),
+            num_inference_steps=None if steps is None else integer("num_inference_steps", steps, 2),
             guidance_scale=real("guidance_scale", options.get("guidance_scale", 1.0)),
         )
 

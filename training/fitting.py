@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import KarrasVeScheduler
 from transformers import ProgressCallback, set_seed
 
 from difflm.devices import choose_device, decoder_options
@@ -30,6 +29,7 @@ from difflm.training.autoencoder_losses import trains_columns
 from difflm.training.autoencoder_trainer import AutoencoderTrainer, history
 from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.decoder_context import within_context
+from difflm.training.default_scheduler import default_scheduler
 from difflm.training.denoiser_config import DenoiserTrainingArguments
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.disclosure import Disclosure
@@ -462,8 +462,7 @@ def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipel
     pipeline = DiffLMPipeline(
         autoencoder=fitted.model.eval(),
         denoiser=denoiser.eval(),
-        # Without churn: added noise widens the samples (examples/benchmarks/policy.md).
-        scheduler=KarrasVeScheduler(sigma_min=0.002, sigma_max=80.0, s_churn=0.0, s_noise=1.0),
+        scheduler=default_scheduler(denoiser.config["noise_floor"]),
         encoder_tokenizer=fitted.tokenizers.encoder,
         decoder_tokenizer=fitted.tokenizers.decoder,
         record_schema=fitted.schema.to_dict(),

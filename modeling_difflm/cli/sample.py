@@ -77,7 +77,10 @@ def add_command(commands: Any) -> None:
     )
     sample.add_argument("--top-k", type=positive_int, metavar="K", help="keep the K likeliest tokens (default: all)")
     sample.add_argument(
-        "--steps", type=positive_int, default=50, metavar="N", help="denoising steps of the diffusion model"
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="denoising steps of the diffusion model (default: 50, or 20 where it ends at a noise floor)",
     )
     sample.add_argument(
         "--max-attempts",
