@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from diffusers import EDMDPMSolverMultistepScheduler, KarrasVeScheduler, SchedulerMixin
+from typing import Any
+
+from diffusers import EDMDPMSolverMultistepScheduler, KarrasVeScheduler
 
 
-def default_scheduler(noise_floor: float) -> SchedulerMixin:
+def default_scheduler(noise_floor: float) -> Any:
     """The scheduler for a denoiser of this ``noise_floor``; chosen as examples/benchmarks/policy.md says."""
     if noise_floor:
         # One evaluation a step. Far above the data's own spread the way is straight: no level there is of use.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -93,6 +93,7 @@ class DenoiserTrainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.args = args = args.resolved(float(denoiser.config["noise_floor"]))
+        self.peak_learning_rate = cast(float, args.learning_rate)
         self.policy = policy or Policy()
         # The main process's: what is left of a fit's time is measured by each.
         self.max_seconds = None if args.max_seconds is None else from_main(args.max_seconds)[0]
@@ -123,7 +124,7 @@ class DenoiserTrainer:
         self.network = Accelerator(cpu=are_several_on_cpus()).prepare_model(denoiser.network, device_placement=False)
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=args.learning_rate,
+            lr=self.peak_learning_rate,
             weight_decay=args.weight_decay,
             fused=self.device.type == "cpu",  # one pass over the weights
         )
@@ -361,7 +362,7 @@ class DenoiserTrainer:
         """Linear warm-up, then a cosine, over whichever budget is nearer its end."""
         args, spent = self.args, min(1.0, self._budget_spent())
         floor = args.final_learning_rate_ratio
-        rate = args.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * spent)))
+        rate = self.peak_learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * spent)))
         if args.warmup_ratio > 0:
             next_step = (self.state.step + 1) / args.max_steps if args.max_steps is not None else 0.0
             # A purely timed run does not know how long its first step takes: it starts at a hundredth of the peak.

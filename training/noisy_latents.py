@@ -61,7 +61,9 @@ class NoisyLatentSampler:
     def __init__(self, denoiser: DiffLMDenoiser, args: DenoiserTrainingArguments, device: torch.device) -> None:
         self.denoiser = denoiser
         self.noise_floor = float(denoiser.config["noise_floor"])
-        self.args = args.resolved(self.noise_floor)
+        self.args = args = args.resolved(self.noise_floor)
+        self.batch_size = cast(int, args.batch_size)
+        self.p_mean, self.p_std = cast(float, args.p_mean), cast(float, args.p_std)
         self.device = device
 
     def training_batch(self, data: LatentDataset, step: int) -> NoisyLatents:
@@ -72,12 +74,12 @@ class NoisyLatentSampler:
             offset = torch.rand(1, generator=generator, dtype=torch.float64)
             sigma = self._quantiles((torch.arange(len(rows), dtype=torch.float64) + offset) / len(rows))
         else:
-            sigma = (self.args.p_mean + self.args.p_std * torch.randn(len(rows), generator=generator)).exp()
+            sigma = (self.p_mean + self.p_std * torch.randn(len(rows), generator=generator)).exp()
         return self._examples(data, rows, sigma, generator)
 
     def training_rows(self, count: int, step: int) -> torch.Tensor:
         """Return a batch's rows: an endless stream of shuffled passes over `count` rows, cut into equal batches."""
-        size = self.args.batch_size
+        size = self.batch_size
         positions = torch.arange(step * size, (step + 1) * size)
         epochs = positions // count
         rows = []
@@ -98,11 +100,11 @@ class NoisyLatentSampler:
 
     def _quantiles(self, shares: torch.Tensor) -> torch.Tensor:
         """Noise levels below which these shares, float64 in (0, 1), of the distribution above the floor lie."""
-        mean, std = cast(float, self.args.p_mean), cast(float, self.args.p_std)
         if self.noise_floor:
-            below = torch.special.ndtr(torch.tensor((math.log(self.noise_floor) - mean) / std, dtype=torch.float64))
+            lowest = (math.log(self.noise_floor) - self.p_mean) / self.p_std
+            below = torch.special.ndtr(torch.tensor(lowest, dtype=torch.float64))
             shares = below + (1 - below) * shares
-        return (mean + std * torch.special.ndtri(shares).float()).exp()
+        return (self.p_mean + self.p_std * torch.special.ndtri(shares).float()).exp()
 
     def drop_labels(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Replace labels, shape (batch, C), by null classes, so that sampling may condition on any subset of columns.
