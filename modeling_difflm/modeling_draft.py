@@ -484,6 +484,8 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         for i, column in enumerate(self.columns):
             logits = self.heads[i](self._decided(hidden[:, i] + before)).double()
             first, second = uniforms[:, 2 * i], uniforms[:, 2 * i + 1]
+            if drawing.temperature == 0:
+                second = torch.full_like(second, 0.5)
             allowed, bounds, gaps = limits.get(i), None, True
             if isinstance(allowed, tuple):
                 lows, highs = ([*end] if isinstance(end, Sequence) else [end] for end in allowed[:2])
@@ -547,8 +549,6 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         lost = barred.all(dim=1) if gap is None or gaps else barred[:, :gap].all(dim=1)  # the data has nothing there
         logits = logits.masked_fill(barred & ~lost[:, None], -math.inf)
         tokens = _draw(logits, first, drawing)
-        if drawing.temperature == 0:
-            second = torch.full_like(second, 0.5)
         if not _is_number(column):
             codes = tokens
         else:

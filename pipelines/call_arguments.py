@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .record_schema import RecordSchema
 
 OUTPUT_TYPES = ("records", "pandas", "dataset", "latent")
-
+WRITERS = ("auto", "lm", "draft")
 
 
 def integer(name: str, value: Any, minimum: int | None = None) -> int:
@@ -87,24 +87,24 @@ def given_latents(latents: Any, num_samples: int, latent_size: int) -> Tensor:
     return latents
 
 
-def given_texts(
+def given_values(
     given: Sequence[Mapping[str, Any]] | None,
     num_samples: int,
     schema: RecordSchema,
     conditions: Mapping[str, ColumnCondition],
-) -> list[dict[str, str]] | None:
-    """Per row the texts of the cells it must have, checked against the schema that the records are written by."""
+) -> list[dict[str, Any]] | None:
+    """Per row the normalised cells it must have, checked against the schema that the records are written by."""
     if given is None:
         return None
     if len(given) != num_samples:
         raise ArgumentError(f"given must have one entry per row: it has {len(given)} for {num_samples} rows.")
-    return [_cell_texts(row, cells, schema, conditions) for row, cells in enumerate(given)]
+    return [_cell_values(row, cells, schema, conditions) for row, cells in enumerate(given)]
 
 
-def _cell_texts(
+def _cell_values(
     row: int, cells: Mapping[str, Any], schema: RecordSchema, conditions: Mapping[str, ColumnCondition]
-) -> dict[str, str]:
-    texts = {}
+) -> dict[str, Any]:
+    values = {}
     for name, value in cells.items():
         if name not in schema.names:
             known = ", ".join(schema.names)
@@ -115,5 +115,25 @@ def _cell_texts(
             raise ArgumentError(f"given: row {row}: {error}") from None
         if name in conditions and not conditions[name].holds(value):
             raise ArgumentError(f"given: row {row} has {name!r} = {value!r}, which the condition on it excludes.")
-        texts[name] = schema.value_text(name, value)
-    return texts
+        values[name] = value
+    return values
+
+
+def choose_writer(writer: Any, stored: str, obstacle: str | None) -> str:
+    """Who writes a call's records: "lm" or "draft".
+
+    Parameters
+    ----------
+    writer : {"auto", "lm", "draft"}
+        As asked for.
+    stored : {"lm", "draft"}
+        What "auto" means to the pipeline.
+    obstacle : str, optional
+        Why the draft cannot write what is asked for.
+    """
+    if writer not in WRITERS:
+        raise ArgumentError(f"writer={writer!r} is not one of {', '.join(WRITERS)}.")
+    if writer == "draft" and obstacle is not None:
+        raise ArgumentError(f"writer='draft': {obstacle}. The language model can: leave writer= out.")
+    wanted = stored if writer == "auto" else writer
+    return "draft" if wanted == "draft" and obstacle is None else "lm"

@@ -75,6 +75,10 @@ class CellCodes:
             self._starts[column.name] = slice(start, start + len(parts))
             start += len(parts)
 
+    def place(self, name: str) -> slice:
+        """Which of the codes stand for a schema's column."""
+        return self._starts[name]
+
     def encode(self, records: Sequence[Mapping[str, Any]], *, absent: int = MISSING) -> np.ndarray:
         """Codes of normalised records, int64, ``[records, columns]``; ``absent`` stands for names they lack."""
         codes = np.full((len(records), len(self.columns)), MISSING, dtype=np.int64)

@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 
-from .checkpoint_safety import COMPONENTS, INDEX, MODELS, read_json, write_json
+from .checkpoint_safety import COMPONENTS, INDEX, MODELS, OPTIONAL, read_json, write_json
 
 
 MODEL_MODULES = {component: module for component, (module, _) in MODELS.items()}
@@ -20,7 +20,7 @@ AUTO_MAP = {"AutoConfig": "modeling_difflm.DiffLMConfig", "AutoModel": "modeling
 
 def code_of(pipeline: Any) -> dict[str, str]:
     """The files that a pipeline's classes were defined by: path in a checkpoint to content, as far as readable."""
-    classes = {component: type(getattr(pipeline, component)) for component in MODELS}
+    classes = {name: pipeline.component_class(name) for name in MODELS if pipeline.has_component(name)}
     return _read(_source_file(type(pipeline)), {name: _source_file(cls) for name, cls in classes.items()})
 
 
@@ -33,11 +33,11 @@ def installed_code() -> dict[str, str]:
         If none is: this file then runs from a published repository.
     """
     try:
-        from difflm import modeling_denoiser, modeling_difflm
+        from difflm import modeling_denoiser, modeling_difflm, modeling_draft
     except ImportError as error:
         raise ImportError("Pushing a folder needs the difflm package: `pip install difflm`.") from error
-    files = {"autoencoder": modeling_difflm.__file__, "denoiser": modeling_denoiser.__file__}
-    models = {name: Path(str(path)) for name, path in files.items()}
+    modules = {"autoencoder": modeling_difflm, "denoiser": modeling_denoiser, "draft": modeling_draft}
+    models = {name: Path(str(module.__file__)) for name, module in modules.items()}
     return _read(Path(__file__).with_name("pipeline_difflm.py"), models)
 
 
@@ -80,15 +80,22 @@ def write_code(folder: Path, sources: Mapping[str, str]) -> None:
     OSError
         If a model's or the pipeline's code is not among ``sources``.
     """
-    needed = ["pipeline_difflm.py", *(f"{component}/{module}.py" for component, module in MODEL_MODULES.items())]
+    index = read_json(folder / INDEX)
+    absent = {name for name in OPTIONAL if index.get(name, [None])[0] is None}
+    models = {name: f"{name}/{module}.py" for name, module in MODEL_MODULES.items() if name not in absent}
+    sources = {name: text for name, text in sources.items() if "/" not in name or name in models.values()}
+    needed = ["pipeline_difflm.py", *models.values()]
     if missing := [name for name in needed if name not in sources]:
         raise OSError(f"The source code {', '.join(missing)} is not readable: nothing saved.")
     for name, source in sources.items():
         (folder / name).write_text(source, encoding="utf-8")
     root_copy = MODEL_MODULES["autoencoder"] + ".py"
     (folder / root_copy).write_text(sources[f"autoencoder/{root_copy}"], encoding="utf-8")
-    index = read_json(folder / INDEX)
     index["_class_name"] = ["pipeline_difflm", "DiffLMPipeline"]
+    for name in absent:
+        index.pop(name, None)
+    if "draft" in absent:  # earlier versions know neither
+        index.pop("writer", None)
     for name, entry in index.items():
         if name in MODELS:
             index[name] = [MODEL_MODULES[name], entry[1]]
@@ -98,7 +105,8 @@ def write_code(folder: Path, sources: Mapping[str, str]) -> None:
     # Where it was loaded from is nobody's business, least of all a local path.
     index.pop("_name_or_path", None)
     write_json(folder / INDEX, index)
-    for name in ("denoiser/config.json", "scheduler/scheduler_config.json"):
+    configs = [f"{name}/config.json" for name in models if name != "autoencoder"]
+    for name in (*configs, "scheduler/scheduler_config.json"):
         settings = read_json(folder / name)
         settings.pop("_name_or_path", None)
         write_json(folder / name, settings)

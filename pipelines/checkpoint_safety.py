@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,25 @@ from .errors import DamagedPipelineError
 
 
 INDEX = "model_index.json"
-# 1: digests of the training records are a buffer of the denoiser. 2: they are a file of their own.
-LAYOUT_VERSION = 2
+# 1: digests of the training records are a buffer of the denoiser. 2: they are a file of their own. 3: with a draft,
+# without which the records would be other ones; a pipeline without one is still written as 2.
+LAYOUT_VERSION = 3
+LAYOUT_WITHOUT_DRAFT = 2
 # Private keys of model_index.json: diffusers ignores names that begin with an underscore.
 LAYOUT_KEY = "_difflm_layout"
 DIGESTS_KEY = "_sha256"
 # What may stand in an index: our models by module and class, others' by library and a class that is checked.
-MODELS = {"autoencoder": ("modeling_difflm", "DiffLMModel"), "denoiser": ("modeling_denoiser", "DiffLMDenoiser")}
+MODELS = {
+    "autoencoder": ("modeling_difflm", "DiffLMModel"),
+    "denoiser": ("modeling_denoiser", "DiffLMDenoiser"),
+    "draft": ("modeling_draft", "ColumnDraft"),
+}
 SCHEDULERS = ("KarrasVeScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 TOKENIZERS = ("encoder_tokenizer", "decoder_tokenizer")
+# Where the draft encodes all columns there is no text encoder.
+OPTIONAL = ("draft", "encoder_tokenizer")
 COMPONENTS = (*MODELS, "scheduler", *TOKENIZERS)
-SETTINGS = ("record_schema", "condition_classes", "max_new_tokens")
+SETTINGS = ("record_schema", "condition_classes", "max_new_tokens", "writer")
 # transformers and diffusers follow these to other weights or files, or to code on the Hub.
 CONFIGURATIONS = ("config.json", ".index.json")
 DIVERTING = ("adapter_config.json",)
@@ -43,8 +51,14 @@ class UnsafePipelineError(DamagedPipelineError):
     """A saved pipeline names code, or files outside its folder; nothing of it was loaded."""
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, components: Collection[str] | None = None) -> dict[str, Any]:
     """Check a saved pipeline before anything of it is loaded; return its index.
+
+    Parameters
+    ----------
+    folder : Path
+    components : collection of str, optional
+        Those whose weights are to be loaded; default: all.
 
     Raises
     ------
@@ -55,10 +69,23 @@ def verify(folder: Path) -> dict[str, Any]:
     DamagedPipelineError
         If the layout is newer than this code, or a weight file is missing, cut off or altered.
     """
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} holds no {INDEX}: it is not a saved pipeline.")
     index = read_index(folder)
-    for name, digest in index.get(DIGESTS_KEY, {}).items():
+    check_digests(folder, weight_digests(index, components))
+    return index
+
+
+def weight_digests(index: Mapping[str, Any], components: Collection[str] | None = None) -> dict[str, str]:
+    """Weight files and their SHA-256 as the index has them, of all or of some components."""
+    return {
+        name: digest
+        for name, digest in index.get(DIGESTS_KEY, {}).items()
+        if components is None or name.partition("/")[0] in components
+    }
+
+
+def check_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise DamagedPipelineError unless a saved pipeline's files are those of these digests."""
+    for name, digest in digests.items():
         path = file_inside(folder, name)
         if not path.is_file():
             raise DamagedPipelineError(f"{path} is missing: copy or download the pipeline anew.")
@@ -67,7 +94,6 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{path} is not the file that was saved (its SHA-256 differs: cut off or altered): copy or download "
                 "the pipeline anew (force_download=True)."
             )
-    return index
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -75,10 +101,12 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     Raises
     ------
-    UnsafePipelineError, DamagedPipelineError
+    FileNotFoundError, UnsafePipelineError, DamagedPipelineError
         See [`verify`].
     """
     _check_links(folder)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no {INDEX}: it is not a saved pipeline.")
     index = read_json(folder / INDEX)
     layout = index.get(LAYOUT_KEY, 1)
     if not isinstance(layout, int) or layout > LAYOUT_VERSION:
@@ -224,7 +252,7 @@ def _check_settings(path: Path, value: Any) -> None:
 def seal(folder: Path) -> None:
     """Record the layout's version and every weight file's SHA-256 in the index."""
     index = read_json(folder / INDEX)
-    index[LAYOUT_KEY] = LAYOUT_VERSION
+    index[LAYOUT_KEY] = LAYOUT_VERSION if "draft" in index else LAYOUT_WITHOUT_DRAFT
     index[DIGESTS_KEY] = {
         path.relative_to(folder).as_posix(): _sha256(path)
         for component in COMPONENTS

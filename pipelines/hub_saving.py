@@ -90,6 +90,9 @@ class HubSavingMixin(TrainingDigestsMixin):
         partial = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
         try:
             super().save_pretrained(partial, max_shard_size=max_shard_size)  # type: ignore[misc]
+            for component in self.deferred().values():  # type: ignore[attr-defined]
+                component.check()
+                copy_component(component.folder, component.name, partial, component.digests)
             self._keep_order(partial)
             write_code(partial, self._sources)
             seal(partial)
@@ -276,12 +279,7 @@ def stage(folder: Path, staging: Path, *, with_digests: bool, code: Mapping[str,
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, staging / name)
     for component in (name for name in COMPONENTS if name in index):
-        (staging / component).mkdir()
-        wanted = {*CONFIGS, *WEIGHT_TABLES} if "tokenizer" not in component else {*TOKENIZER_FILES}
-        for path in (folder / component).iterdir():
-            is_weights = f"{component}/{path.name}" in index.get(DIGESTS_KEY, {})
-            if path.is_file() and (path.name in wanted or is_weights):
-                shutil.copyfile(path, staging / component / path.name)
+        copy_component(folder, component, staging, index.get(DIGESTS_KEY, {}))
     write_json(staging / INDEX, {name: entry for name, entry in index.items() if _is_known(name)})
     write_code(staging, code)
     digests = read_digests(folder) if with_digests else None
@@ -289,6 +287,15 @@ def stage(folder: Path, staging: Path, *, with_digests: bool, code: Mapping[str,
     seal(staging)
     if digests:
         write_digests(staging, digests)
+
+
+def copy_component(folder: Path, component: str, target: Path, digests: Mapping[str, str]) -> None:
+    """Copy what difflm wrote of a component into the folder of another pipeline; weights are those with digests."""
+    (target / component).mkdir()
+    wanted = {*CONFIGS, *WEIGHT_TABLES} if "tokenizer" not in component else {*TOKENIZER_FILES}
+    for path in (folder / component).iterdir():
+        if path.is_file() and (path.name in wanted or f"{component}/{path.name}" in digests):
+            shutil.copyfile(path, target / component / path.name)
 
 
 def _is_known(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,23 +23,28 @@ if __package__ and __package__ not in sys.modules:
 from .acceptance import acceptance_checks
 from .arrow_tables import to_arrow  # noqa: F401
 from .call_arguments import (
+    WRITERS,
     check_output_type,
     choose_seed,
+    choose_writer,
     decoder_dtype,
     given_latents,
-    given_texts,
+    given_values,
     integer,
     real,
 )
 from .cell_codes import CellCodes  # noqa: F401
 from .checkpoint_code import MODEL_MODULES  # noqa: F401
-from .checkpoint_safety import library_class, source_folder, verify
+from .checkpoint_loading import load_components
+from .checkpoint_safety import OPTIONAL, source_folder, verify
 from .choice_kinds import CategoryKind  # noqa: F401
 from .column_kinds import Column  # noqa: F401
 from .conditions import ColumnCondition, ConditionEncoder, check_condition
 from .date_forms import DateForm  # noqa: F401
 from .date_kinds import DateKind  # noqa: F401
 from .decode_rows import decode_rows  # noqa: F401
+from .deferred_components import DeferredComponentsMixin
+from .draft_writer import DraftWriter
 from .errors import ArgumentError
 from .grammar_cache import GrammarCache
 from .hub_saving import HubSavingMixin, download_folder
@@ -54,7 +60,7 @@ from .patterns import matches  # noqa: F401
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema
-from .record_writers import WritingOptions, record_writer
+from .record_writers import CallWriter, WritingOptions, record_writer
 from .row_seeds import latent_generators
 from .sampling_run import RecordJudge, SamplingRun
 from .schema_columns import schema_columns  # noqa: F401
@@ -69,24 +75,34 @@ from .values import clean_text  # noqa: F401
 from .vocabulary import tokenize_segment  # noqa: F401
 
 
-class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
+class DiffLMPipeline(DeferredComponentsMixin, RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
     """Samples records from a fitted DiffLM.
+
+    Loaded from a checkpoint whose draft writes all columns, the autoencoder (with the language model) and the
+    tokenizers are read when they are first needed.
 
     Parameters
     ----------
     autoencoder : DiffLMModel
     denoiser : DiffLMDenoiser
     scheduler : KarrasVeScheduler, EDMEulerScheduler or EDMDPMSolverMultistepScheduler
-    encoder_tokenizer, decoder_tokenizer : PreTrainedTokenizerBase
+    encoder_tokenizer : PreTrainedTokenizerBase or None
+        None where the autoencoder has no encoder.
+    decoder_tokenizer : PreTrainedTokenizerBase
     record_schema : dict
         [`RecordSchema.to_dict`] of the training data.
     condition_classes : list of dict, optional
         Of [`ConditionEncoder`]: what the denoiser's class labels mean.
     max_new_tokens : int, default 1024
         Most tokens of a record.
+    draft : ColumnDraft, optional
+        Encodes the cells of a table, and can write them without the language model.
+    writer : {"lm", "draft"}, default "lm"
+        Who writes where a call does not say.
     """
 
-    model_cpu_offload_seq: Any = "denoiser->autoencoder"
+    model_cpu_offload_seq: Any = "denoiser->draft->autoencoder"
+    _optional_components: Any = list(OPTIONAL)
     # The mixin's take fewer arguments by position than diffusers'.
     save_pretrained: Any
     push_to_hub: Any
@@ -101,16 +117,23 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         record_schema: dict | None = None,
         condition_classes: list | None = None,
         max_new_tokens: int = 1024,
+        draft: Any = None,
+        writer: str = "lm",
     ) -> None:
         super().__init__()
         if record_schema is None:
             raise ArgumentError("A DiffLMPipeline needs the record_schema of its training data.")
-        self.register_modules(
+        if writer not in WRITERS[1:]:
+            raise ArgumentError(f"The writer of a pipeline is one of {', '.join(WRITERS[1:])}, not {writer!r}.")
+        if writer == "draft" and draft is None:
+            raise ArgumentError("A pipeline whose records the draft writes needs one: pass draft=.")
+        self.register_components(
             autoencoder=autoencoder,
             denoiser=denoiser,
             scheduler=scheduler,
             encoder_tokenizer=encoder_tokenizer,
             decoder_tokenizer=decoder_tokenizer,
+            draft=draft,
         )
         # One JSON text each: diffusers takes lists in model_index.json for components.
         self.register_to_config(
@@ -119,8 +142,11 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             if isinstance(condition_classes, list)
             else condition_classes,
             max_new_tokens=max_new_tokens,
+            writer=writer,
         )
         self.schema = RecordSchema.from_dict(record_schema)
+        if draft is not None:
+            DraftWriter(draft, self.schema)  # whose columns they have to be
         classes = condition_classes["classes"] if isinstance(condition_classes, Mapping) else condition_classes
         self.condition_encoder = ConditionEncoder(list(classes or []))
         self._grammars = GrammarCache()
@@ -150,6 +176,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         fast: bool = True,
         num_inference_steps: int | None = None,
         batch_size: int | None = None,
+        writer: str = "auto",
         max_attempts: int = 10,
         accept: Any = None,
         unique: bool = False,
@@ -178,7 +205,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         guidance_scale : float, default 1.0
             Classifier-free guidance towards ``condition``; 1 is the plain conditional distribution.
         temperature, top_k, top_p : float, int, float, default 1.0, None, None
-            Of the decoder's tokens; None keeps all. A temperature of 0 takes the likeliest token.
+            Of the writer's tokens; None keeps all. A temperature of 0 takes the likeliest token.
         constrained : bool, default True
             Only tokens that can become a valid record are drawn. False: the decoder writes freely and invalid texts
             are resampled (the paper's way).
@@ -191,6 +218,10 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
             Steps of the diffusion; default: 50, or 20 where the denoiser has a noise floor.
         batch_size : int, optional
             Rows decoded together; default by the device's memory.
+        writer : {"auto", "lm", "draft"}, default "auto"
+            Who writes: the language model; or the draft, column by column, the language model only the columns of
+            texts and nested values. "auto": as the fit decided; the language model where the draft cannot
+            (``constrained=False``, ``schema=``).
         max_attempts : int, default 10
             A row rejected so many times is given up: the output has fewer rows, and the report says why.
         accept : callable or pandera schema, optional
@@ -233,7 +264,8 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         if schema is not None:
             table = RecordSchema.from_json_schema(schema, record_format=self.schema.record_format)
         conditions = check_condition(condition or {}, table.columns)
-        cells = given_texts(given, num_samples, table, conditions)
+        cells = given_values(given, num_samples, table, conditions)
+        who = choose_writer(writer, self.config["writer"], self._draft_obstacle(constrained, schema is not None))
         if latents is not None:
             latents = given_latents(latents, num_samples, self.denoiser.config.latent_size)
         run = SamplingRun(
@@ -267,21 +299,47 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
                 drawn = self._diffuse(run.randoms(run.pending()), conditions, **diffusion)
             output = DiffLMPipelineOutput(latents=drawn.to(self.denoiser.device), seed=run.seed, report=run.report)
             return output.converted(output_type, return_dict)
-        writer = record_writer(self.autoencoder, writing, fast=fast)
-        constraint = self.constraint(conditions, within_range=within_range, schema=table)
+        write = self._writer(who, table, conditions, writing, within_range=within_range, fast=fast)
         with self.progress_bar(total=num_samples) as progress:
             while rows := run.pending():
                 randoms = run.randoms(rows)
                 row_latents = self._diffuse(randoms, conditions, **diffusion) if latents is None else latents[rows]
-                texts = writer(
+                texts = write(
                     row_latents,
-                    constraint,
                     randoms,
-                    given_texts=None if cells is None else [cells[row] for row in rows],
+                    None if cells is None else [cells[row] for row in rows],
                     on_rows_done=progress.update if run.report.attempts == 0 else None,
                 )
                 run.take(rows, texts, row_latents)
         return run.output().converted(output_type, return_dict)
+
+    def _draft_obstacle(self, constrained: bool, other_schema: bool) -> str | None:
+        """Why the draft cannot write, if it cannot."""
+        if not self.has_component("draft"):
+            return "this pipeline has no draft"
+        if not constrained:
+            return "constrained=False is about texts, and the draft writes cells"
+        return "schema= asks for other records than those that the draft was fitted to" if other_schema else None
+
+    def _writer(
+        self,
+        who: str,
+        table: RecordSchema,
+        conditions: Mapping[str, ColumnCondition],
+        options: WritingOptions,
+        *,
+        within_range: bool,
+        fast: bool,
+    ) -> CallWriter:
+        drafted = None
+        if who == "draft":
+            drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+            drafted = DraftWriter(self.draft, table, conditions, within_range=within_range, **drawing)
+            if drafted.complete:
+                return CallWriter(table, drafted)
+        model = record_writer(self.autoencoder, options, fast=fast)
+        constraint = self.constraint(conditions, within_range=within_range, schema=table)
+        return CallWriter(table, drafted, partial(model, constraint=constraint))
 
     def _diffuse(
         self, randoms: Sequence[RowRandom], conditions: Mapping[str, ColumnCondition], **options: Any
@@ -378,14 +436,17 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         dtypes = [value for value in (*args, kwargs.pop("dtype", None)) if isinstance(value, torch.dtype)]
         if len(dtypes) > 1:
             raise ArgumentError(f"One dtype at most: {', '.join(map(str, dtypes))} were passed.")
-        super().to(*(value for value in args if not isinstance(value, torch.dtype)), **kwargs)
-        if dtypes:
+        with self.only_loaded():
+            super().to(*(value for value in args if not isinstance(value, torch.dtype)), **kwargs)
+        if dtypes and "autoencoder" in self.deferred():
+            self.deferred()["autoencoder"].options["decoder_dtype"] = str(dtypes[0]).removeprefix("torch.")
+        elif dtypes:
             self.autoencoder.decoder.to(dtypes[0])
         return self
 
     def default_batch_size(self) -> int:
         """Rows decoded together: 256 on a CPU, 512 on an accelerator."""
-        return 256 if self.autoencoder.device.type == "cpu" else 512
+        return 256 if self.denoiser.device.type == "cpu" else 512
 
     # ---------------------------------------------------------------- saving and loading
 
@@ -398,8 +459,7 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         ``torch_dtype`` is the decoder's, too: what was trained stays in float32.
         """
         try:
-            from difflm.modeling_denoiser import DiffLMDenoiser
-            from difflm.modeling_difflm import DiffLMModel
+            from difflm.modeling_denoiser import DiffLMDenoiser  # noqa: F401
         except ImportError:
             # This file runs from a published repository: diffusers loads the code beside the weights.
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -409,27 +469,9 @@ class DiffLMPipeline(RecordEditingMixin, HubSavingMixin, DiffusionPipeline):
         folder = Path(str(pretrained_model_name_or_path))
         if not folder.is_dir():
             folder = download_folder(str(pretrained_model_name_or_path), **download)
-        index = verify(folder)
-        model_kwargs = {
-            name: kwargs.pop(name)
-            for name in ("decoder", "decoder_name_or_path", "decoder_dtype", "decoder_kwargs")
-            if name in kwargs
-        }
-        ours: dict[str, Any] = {"autoencoder": DiffLMModel, "denoiser": DiffLMDenoiser}
-        components: dict[str, Any] = {}
-        for name, entry in index.items():
-            if name in kwargs:
-                components[name] = kwargs.pop(name)
-            elif isinstance(entry, list) and not name.startswith("_"):
-                # The decoder may be on the Hub too, and gated.
-                hub = {key: value for key, value in download.items() if key not in ("revision", "force_download")}
-                extra = model_kwargs | hub if name == "autoencoder" else {}
-                component = ours.get(name) or library_class(name, entry[1])
-                if name in ours:
-                    extra["use_safetensors"] = True
-                components[name] = component.from_pretrained(folder / name, **extra)
-            elif not name.startswith("_"):
-                components[name] = entry
+        # The decoder may be on the Hub too, and gated.
+        hub = {key: value for key, value in download.items() if key not in ("revision", "force_download")}
+        components = load_components(folder, kwargs, hub)
         if kwargs:
             raise TypeError(f"Unknown arguments of DiffLMPipeline.from_pretrained: {', '.join(sorted(kwargs))}.")
         pipeline = cls(**components)

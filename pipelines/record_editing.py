@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .call_arguments import choose_seed, integer, real
+from .cell_codes import CellCodes
 from .errors import ArgumentError
 from .values import is_missing
 
@@ -37,8 +38,13 @@ class RecordEditingMixin:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Posterior means of normalised records, or with a generator a sample of each posterior."""
+        columns = self._encode_columns(records, generator) if self.has_component("draft") else None
+        if columns is not None and columns.shape[1] == self.denoiser.config.latent_size:
+            if generator is None:
+                return columns
+            return columns + self.draft.latent_noise * torch.randn(columns.shape, generator=generator).to(columns)
         limit = min(self.encoder_tokenizer.model_max_length, 512)
-        means = []
+        found = []
         for start in range(0, len(records), batch_size):
             chosen = records[start : start + batch_size]
             batch = self.encoder_tokenizer(
@@ -48,13 +54,22 @@ class RecordEditingMixin:
                 max_length=limit,
                 return_tensors="pt",
             ).to(self.autoencoder.device)
-            numbers = None
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
             if self.autoencoder.config.num_feature_columns:
                 numbers = torch.tensor([self.schema.feature_values(record) for record in chosen])
-                numbers = numbers.to(self.autoencoder.device)
-            posterior = self.autoencoder.encode(batch["input_ids"], batch["attention_mask"], numbers)
-            means.append(posterior.mean if generator is None else posterior.sample(generator))
-        return torch.cat(means)
+                inputs["feature_values"] = numbers.to(self.autoencoder.device)
+            if columns is not None:
+                inputs["column_latents"] = columns[start : start + batch_size]
+            posterior = self.autoencoder.encode(**inputs)
+            found.append(posterior.mean if generator is None else posterior.sample(generator))
+        return torch.cat(found)
+
+    def _encode_columns(
+        self: Any, records: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The draft's part of the posterior means, the first dimensions."""
+        codes = torch.from_numpy(CellCodes(self.schema).encode(records))
+        return self.draft.encode(codes, generator)
 
     def reconstruct(self: Any, records: Any, **kwargs: Any) -> Any:
         """Encode records and write them again from their latents.

@@ -1,6 +1,7 @@
 """Writing records: a latent, a compiled grammar and a row's random numbers become a text.
 
-A writer is how that is done. All writers give the same texts: which one is taken is a matter of speed.
+A [`RecordWriter`] is how the language model does that; all of them give the same texts: which one is taken is a matter
+of speed. [`CallWriter`] is who writes a call's records: the language model, the draft, or each its columns.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from .decode_rows import decode_rows
+from .draft_writer import DraftWriter
 from .packed_attention import supports
 from .record_grammar import RecordConstraint
+from .record_schema import RecordSchema
 from .token_sampling import RecordLogitsProcessor, RowRandom
 
 
@@ -167,3 +170,42 @@ def record_writer(autoencoder: Any, options: WritingOptions, *, fast: bool = Tru
     with autoencoder.decoder_lock:
         packed = fast and supports(autoencoder.decoder)
     return (PackedWriter if packed else GenerateWriter)(autoencoder, options)
+
+
+@dataclass(frozen=True)
+class CallWriter:
+    """Writes a call's records.
+
+    Attributes
+    ----------
+    schema : RecordSchema
+    draft : DraftWriter, optional
+        Writes its cells first; where these are all, nobody else is needed.
+    model : callable, optional
+        A [`RecordWriter`] with its constraint: writes the other cells, or without a draft all of them.
+    """
+
+    schema: RecordSchema
+    draft: DraftWriter | None = None
+    model: Callable[..., list[str]] | None = None
+
+    def __call__(
+        self,
+        latents: Tensor,
+        randoms: Sequence[RowRandom],
+        given: Sequence[Mapping[str, Any]] | None = None,
+        on_rows_done: Callable[[int], Any] | None = None,
+    ) -> list[str]:
+        """One text per row of ``latents``, ``[rows, latent_size]``; parameters as in [`DraftWriter`]."""
+        texts: list[dict[str, str]] | None = None
+        if self.draft is not None:
+            if self.model is None:
+                return self.draft.texts(self.draft.cells(latents, randoms, given, on_rows_done))
+            cells = self.draft.cells(latents, randoms, given)
+            texts = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        if self.model is None:
+            raise ValueError("Nobody writes: a CallWriter needs a draft or a model.")
+        if given is not None:
+            known = [{name: self.schema.value_text(name, row[name]) for name in row} for row in given]
+            texts = known if texts is None else [row | own for row, own in zip(texts, known, strict=True)]
+        return self.model(latents, randoms=randoms, given_texts=texts, on_rows_done=on_rows_done)

@@ -138,8 +138,8 @@ def test_hub_weights_cut_off_or_altered(name, folder):
 
 
 def test_hub_newer_formats(folder):
-    edit_json(folder / "model_index.json", _difflm_layout=3)
-    with pytest.raises(DamagedPipelineError, match="layout version 3.*pip install -U difflm"):
+    edit_json(folder / "model_index.json", _difflm_layout=4)
+    with pytest.raises(DamagedPipelineError, match="layout version 4.*pip install -U difflm"):
         DiffLMPipeline.from_pretrained(folder)
     edit_json(folder / "model_index.json", _difflm_layout=1)
     edit_json(folder / "autoencoder" / "config.json", format_version=99)

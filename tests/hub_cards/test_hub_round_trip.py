@@ -165,7 +165,7 @@ def test_hub_bad_repos_are_refused_where_difflm_is_not_installed(
         "no-index": ({n: c for n, c in published.files.items() if n != "model_index.json"}, "model_index.json"),
         "cut": (published.files | {weights: cut}, "autoencoder: the weights cannot be read"),
         "altered": (published.files | {denoiser: whole[:-1] + bytes([whole[-1] ^ 1])}, "its SHA-256 differs"),
-        "newer": (edited("model_index.json", _difflm_layout=3), "layout version 3"),
+        "newer": (edited("model_index.json", _difflm_layout=4), "layout version 4"),
         "newer-model": (edited(config, format_version=99), "format version 99"),
         "decoder": (edited(config, decoder_name_or_path=str(tmp_path / "other")), "not the one this checkpoint was"),
         "gated-decoder": (edited(config, decoder_name_or_path="meta/gated"), "meta/gated"),
