@@ -76,7 +76,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         In the blocks: without, the draft learns the training rows by heart.
     choice_size : int, default 4
         Most dimensions of a choice's block.
-    number_noise, choice_noise : float, default 0.15, 0.5
+    number_noise, choice_noise : float, default 0.08, 0.5
         Standard deviation of the posterior in the blocks, whose variance is 1.
 
     Attributes
@@ -114,7 +114,7 @@ class ColumnDraft(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two bas
         num_blocks: int = 2,
         dropout: float = 0.2,
         choice_size: int = 4,
-        number_noise: float = 0.15,
+        number_noise: float = 0.08,
         choice_noise: float = 0.5,
     ) -> None:
         super().__init__()

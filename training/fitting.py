@@ -462,7 +462,7 @@ def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipel
     pipeline = DiffLMPipeline(
         autoencoder=fitted.model.eval(),
         denoiser=denoiser.eval(),
-        scheduler=default_scheduler(denoiser.config["noise_floor"]),
+        scheduler=default_scheduler(denoiser.config["noise_floor"], float(torch.as_tensor(denoiser.sigma_data).max())),
         encoder_tokenizer=fitted.tokenizers.encoder,
         decoder_tokenizer=fitted.tokenizers.decoder,
         record_schema=fitted.schema.to_dict(),
