@@ -379,6 +379,11 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         self.scaler = NoiseFloorScaler(latent_size) if noise_floor else LatentScaler(latent_size)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The network's. diffusers' own is that of the modules that a load may round, of which there are none."""
+        return self.network.output_projection.weight.dtype
+
+    @property
     def sigma_data(self) -> torch.Tensor | float:
         """Standard deviation of the standardised data: with a noise floor, of each dimension, shape (latent_size,)."""
         if isinstance(self.scaler, NoiseFloorScaler):
