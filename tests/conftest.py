@@ -132,34 +132,54 @@ def small_table() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, str], small_table: pd.DataFrame):
-    """A pipeline fitted for a few steps on ``small_table``, with its folder: (pipeline, folder)."""
+    """A pipeline fitted for a few steps on ``small_table``, without a draft, with its folder: (pipeline, folder)."""
     from difflm.training.fitting import fit
 
     folder = tmp_path_factory.mktemp("fitted") / "out"
+    pipeline = fit(small_table, folder, preset=tiny_preset(model_folders, column_draft=False), show_progress=False)
+    return pipeline, folder
+
+
+@pytest.fixture(scope="session")
+def drafted(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, str], small_table: pd.DataFrame):
+    """The same with a draft, which writes."""
+    from difflm.training.fitting import fit
+
+    folder = tmp_path_factory.mktemp("drafted") / "out"
     pipeline = fit(small_table, folder, preset=tiny_preset(model_folders), show_progress=False)
     return pipeline, folder
 
 
-def tiny_preset(model_folders: dict[str, str]):
-    """Settings of a fit that takes a few seconds."""
+def tiny_preset(model_folders: dict[str, str], **kwargs: object):
+    """Settings of a fit that takes a few seconds; ``kwargs`` are fields to change."""
+    from difflm.training.policy import Policy
     from difflm.training.presets import Preset
 
-    return Preset(
-        encoder=model_folders["encoder"],
-        decoder=model_folders["decoder"],
-        epochs=2.0,
-        max_minutes=None,
-        batch_size=8,
-        denoiser_steps=20,
-        model={
+    settings: dict[str, object] = {
+        "encoder": model_folders["encoder"],
+        "decoder": model_folders["decoder"],
+        "epochs": 2.0,
+        "max_minutes": None,
+        "batch_size": 8,
+        "denoiser_steps": 20,
+        "model": {
             "decoder_dtype": "float32",
             "latent_size": 8,
             "num_injection_tokens": 3,
             "injection_hidden_size": 32,
             "injection_token_size": 16,
         },
-        denoiser={"hidden_size": 32, "num_blocks": 2},
-    )
+        "denoiser": {"hidden_size": 32, "num_blocks": 2},
+        "policy": Policy(
+            column_min_steps=20,
+            column_max_epochs=20,
+            column_evaluation_records=100,
+            warm_up_max_epochs=10,
+            min_floor_steps=5,
+            floor_steps=10,
+        ),
+    }
+    return Preset(**settings | kwargs)
 
 
 @pytest.fixture(scope="session")

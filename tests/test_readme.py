@@ -50,6 +50,7 @@ def tiny_fit(monkeypatch, model_folders):
                 "injection_token_size": 16,
             },
             "denoiser_kwargs": {"max_steps": 5},
+            "policy": {"column_min_steps": 20, "column_max_epochs": 20, "warm_up_max_epochs": 10},
         }
         return real_fit(data, output_dir, **keywords | tiny)
 

@@ -26,6 +26,8 @@ from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_losses import AutoencoderObjective, draft_loss, trains_columns
 from difflm.training.beta_schedules import BetaSchedule, build_beta_schedule
 from difflm.training.candidate_tokens import CandidateTokens, draw_candidates, has_plain_head
+from difflm.training.draft_stage import with_evaluation_noise
+from difflm.training.fit_time import Floor
 from difflm.training.keep_best import KeepBest
 from difflm.training.latent_warmup import warm_up_latents, warmed_up_parts
 from difflm.training.policy import Policy
@@ -57,6 +59,8 @@ class AutoencoderTrainer(Trainer):
     encoder_pad_token_id : int
     policy : Policy, optional
         The measured constants of the warm-up and of the sampled softmax.
+    floor : Floor, optional
+        Where training ends unless the LLM adds to a draft.
     """
 
     args: AutoencoderTrainingArguments
@@ -69,6 +73,7 @@ class AutoencoderTrainer(Trainer):
         eval_dataset: Dataset,
         encoder_pad_token_id: int = 0,
         policy: Policy | None = None,
+        floor: Floor | None = None,
         **kwargs: Any,
     ) -> None:
         self.policy = policy or Policy()
@@ -90,7 +95,7 @@ class AutoencoderTrainer(Trainer):
         if args.disable_tqdm:
             self.remove_callback(PrinterCallback)  # silence asked for is silence given
         self.budget = TimeBudget(None if args.max_minutes is None else 60 * args.max_minutes)
-        self.time_limit = TimeLimit(self.budget)
+        self.floor, self.time_limit = floor, TimeLimit(self.budget, floor)
         self.add_callback(build_beta_schedule(args))
         self.add_callback(self.time_limit)
         if args.save_minutes and args.save_strategy != "no":
@@ -99,6 +104,7 @@ class AutoencoderTrainer(Trainer):
             self.add_callback(EarlyStoppingAtFloor(args.early_stopping_patience))
         self._known_tokens: Tensor | None = None
         self._best, self._best_figures = KeepBest(), dict[str, float]()
+        self._last_evaluation: tuple[int, dict[str, float]] = (-1, {})
         self._step_figures: dict[str, list[float]] = {"reconstruction": [], "kl": []}
         self._part = (-1, 0)  # a step and how many of its parts (gradient accumulation) were computed
 
@@ -134,7 +140,9 @@ class AutoencoderTrainer(Trainer):
     def _warm_up(self) -> None:
         """Warm up in the main process, which sends the weights around when training begins."""
         if is_main_process():
-            dataset, limit = cast(Any, self.train_dataset), self.budget.max_seconds
+            dataset, limit, share = cast(Any, self.train_dataset), self.budget.max_seconds, self.policy.warm_up_share
+            if self.floor is not None:
+                limit, share = self.floor.seconds, self.policy.floor_warm_up_share
             drafts = self.autoencoder.record_draft is not None
             warm_up_latents(
                 self.elbo,
@@ -142,8 +150,8 @@ class AutoencoderTrainer(Trainer):
                 functools.cache(lambda row: dataset.token_ids(dataset.records[row])) if drafts else None,
                 _columns_and_labels(self.eval_dataset, self.policy.warm_up_evaluation_records),
                 steps=self.args.latent_warmup_steps,
-                # No more than a small part of a short fit.
-                max_seconds=None if limit is None else self.policy.warm_up_share * limit,
+                # No more than a part of a short fit.
+                max_seconds=None if limit is None else share * limit,
                 seed=self.args.seed,
                 policy=self.policy,
                 show_progress=not self.args.disable_tqdm,
@@ -230,7 +238,7 @@ class AutoencoderTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.args.max_minutes is not None and hasattr(scheduler, "lr_lambdas"):
+        if self.time_limit.ends_early and hasattr(scheduler, "lr_lambdas"):
             # Time may run out before the steps: the shape is followed at whichever is further on.
             scheduler.lr_lambdas = [
                 lambda step, shape=shape: shape(max(step, int(self.time_limit.share_used * num_training_steps)))
@@ -271,7 +279,8 @@ class AutoencoderTrainer(Trainer):
         for number, batch in batches.items():
             posterior = model.encode(**encoder_inputs(batch))
             means[rows[number]], kl[rows[number]] = posterior.mean, posterior.kl()
-        latents = with_column_noise(model, summed(means), self.args.seed)
+        noise = torch.tensor(model.config.column_latent_noise or [])
+        latents = with_evaluation_noise(summed(means), noise, self.args.seed)
         # Rolled by half the set: records of similar length, hence neighbours, do not trade places.
         shuffled = latents.roll(len(latents) // 2 or 1, dims=0)
         losses = {"reconstruction": torch.zeros_like(kl), "reconstruction_shuffled": torch.zeros_like(kl)}
@@ -288,6 +297,7 @@ class AutoencoderTrainer(Trainer):
         figures[f"{metric_key_prefix}_loss"] = figures[f"{metric_key_prefix}_reconstruction"]
         self.elbo.train(was_training)
         self.log(dict(figures))
+        self._last_evaluation = (self.state.global_step, figures)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         if was_training and self._best.offer(figures[f"{metric_key_prefix}_loss"], self._trained(), device="cpu"):
             self._best_figures = figures
@@ -307,7 +317,9 @@ class AutoencoderTrainer(Trainer):
         dict of str to float
             The figures of [`~AutoencoderTrainer.evaluate`] for the weights kept.
         """
-        figures = self.evaluate()
+        step, figures = self._last_evaluation
+        if step != self.state.global_step:
+            figures = self.evaluate()
         if figures["eval_reconstruction"] <= self._best.loss:
             return figures
         self._best.copy_to(self._trained())
@@ -346,16 +358,6 @@ class _RecordsByLength(Sampler[int]):
     def __iter__(self) -> Any:
         generator = seeded_generator(self.seed, "order", self.epoch())
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
-def with_column_noise(model: DiffLMModel, latents: Tensor, seed: int) -> Tensor:
-    """Latents with the posterior's noise in the dimensions that come from outside, as they are sampled: the same for
-    the same seed."""
-    if not (noise := model.config.column_latent_noise):
-        return latents
-    drawn = torch.randn(len(latents), len(noise), generator=seeded_generator(seed, "evaluation", 0))
-    columns = latents[:, : len(noise)] + (drawn * torch.tensor(noise)).to(latents)
-    return torch.cat([columns, latents[:, len(noise) :]], dim=1)
 
 
 def _columns_and_labels(dataset: Any, most: int) -> tuple[Tensor, list[list[int]]]:

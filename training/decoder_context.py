@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import torch
+from transformers import AutoConfig
 
-from difflm.modeling_difflm import DiffLMModel
+from difflm.modeling_difflm import DiffLMConfig, resolve_source
 from difflm.training.overlong import RecordTooLongError, longest_column, overlong_records
 from difflm.training.preparation import Prepared
 
 
-def within_context(prepared: Prepared, model: DiffLMModel) -> Prepared:
-    """The same with a ``max_length`` that the decoder has positions for.
+def within_context(prepared: Prepared, model_kwargs: Mapping[str, Any] | None = None) -> Prepared:
+    """The same with a ``max_length`` that the decoder has positions for. Reads its configuration, no weights.
+
+    ``model_kwargs`` are fields of [`DiffLMConfig`] that go before the settings'.
 
     Raises
     ------
     RecordTooLongError
         If a record needs more; names its longest column, and what can be done.
     """
-    room = record_room(model)
+    options = prepared.settings.model | dict(model_kwargs or {})
+    source, gguf_file = resolve_source(prepared.settings.decoder)
+    config = AutoConfig.from_pretrained(
+        source,
+        revision=options.get("decoder_revision") or "main",
+        trust_remote_code=False,
+        **({"gguf_file": found} if (found := gguf_file or options.get("decoder_gguf_file")) else {}),
+    )
+    room = record_room(config, options)
     if room is None or prepared.max_length <= room:
         return prepared
-    for dataset in prepared.datasets(model.config.eos_token_id or 0):
+    for dataset in prepared.datasets(eos_token_id=0):
         if not (found := overlong_records(dataset, room)):
             continue
         row, tokens = next(iter(found.items()))
@@ -36,15 +48,15 @@ def within_context(prepared: Prepared, model: DiffLMModel) -> Prepared:
     return dataclasses.replace(prepared, max_length=room)
 
 
-def record_room(model: DiffLMModel) -> int | None:
-    """Most tokens of a record, the end-of-text token included, that the decoder can write; None: no limit is known."""
-    if model.decoder is None:
-        return None
-    config = model.decoder.config.get_text_config(decoder=True)
-    positions = getattr(config, "max_position_embeddings", None)
+def record_room(config: Any, options: Mapping[str, Any]) -> int | None:
+    """Most tokens of a record, the end-of-text token included, that a decoder of this configuration can write.
+
+    None: no limit is known. ``options`` are fields of [`DiffLMConfig`].
+    """
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None
-    with torch.no_grad():
-        taken = model.inject(torch.zeros(1, model.config.latent_size, device=model.device)).length
+    injection = options.get("injection", DiffLMConfig.injection)
+    taken = 0 if injection == "embedding" else options.get("num_injection_tokens", DiffLMConfig.num_injection_tokens)
     # BOS takes a position, the end-of-text token none: it is never read.
     return max(positions - taken, 0)

@@ -59,6 +59,7 @@ def train_draft(
     codes: np.ndarray,
     held_out: np.ndarray,
     *,
+    told: np.ndarray | None = None,
     policy: Policy | None = None,
     max_seconds: float | None = None,
     seed: int = 0,
@@ -75,6 +76,8 @@ def train_draft(
     columns : sequence of CodedColumn
     codes, held_out : int64 array
         Of the training and the held-out rows, ``[rows, columns]``.
+    told : int64 array, optional
+        What the draft's quantile functions and shares are taken from; default: the training rows.
     policy : Policy, optional
         Its ``column_...`` fields.
     max_seconds : float, optional
@@ -92,7 +95,7 @@ def train_draft(
     policy = policy or Policy()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "draft", 0))
-        draft = new_draft(columns, codes, policy, **options)
+        draft = new_draft(columns, codes if told is None else told, policy, **options)
     network: torch.nn.Module = draft
     network.to(device)
     rows, judged = torch.from_numpy(codes), torch.from_numpy(held_out).to(device)

@@ -3,9 +3,11 @@
 A fit works in ``checkpoints/`` and touches nothing beside it until the new pipeline is saved whole there::
 
     checkpoints/difflm_fit.json      what is fitted on what: a fit with other data or arguments does not resume it
+    checkpoints/fitted_draft/        the draft of a table's columns
     checkpoints/autoencoder/         the trainer's checkpoints
-    checkpoints/fitted_autoencoder/  the first stage's result
-    checkpoints/denoiser/            the second trainer's checkpoints
+    checkpoints/fitted_autoencoder/  its result, where the denoiser comes after
+    checkpoints/denoiser/            the other trainer's checkpoints
+    checkpoints/fitted_denoiser/     its result, where the language model comes after
     checkpoints/finished/            the new pipeline, whole, on its way out
     checkpoints/previous/            the old one, while the new takes its place
 """
@@ -27,7 +29,6 @@ from difflm.files import atomic_folder, read_json, write_json
 from difflm.training.fingerprint import check_same
 from difflm.training.processes import is_main_process, wait_for_everyone
 from difflm.training.progress import no_file_bars
-from difflm.training.script_results import save_result
 
 
 INDEX = "model_index.json"
@@ -58,7 +59,9 @@ class FitFolder:
         self.checkpoints = self.path / "checkpoints"
         self.autoencoder_checkpoints = self.checkpoints / "autoencoder"
         self.denoiser_checkpoints = self.checkpoints / "denoiser"
-        self.autoencoder = self.checkpoints / "fitted_autoencoder"
+        self.draft, self.autoencoder, self.denoiser = (
+            self.checkpoints / f"fitted_{part}" for part in ("draft", "autoencoder", "denoiser")
+        )
 
     @property
     def has_pipeline(self) -> bool:
@@ -70,11 +73,8 @@ class FitFolder:
         """Whether there is something to resume: a fit that was begun and has a whole checkpoint."""
         if not (self.checkpoints / MARKER).is_file():
             return False
-        return self.autoencoder_is_done or self.last_autoencoder_checkpoint() is not None
-
-    @property
-    def autoencoder_is_done(self) -> bool:
-        return self.autoencoder.is_dir()
+        done = (self.draft.is_dir(), self.autoencoder.is_dir(), self.denoiser.is_dir())
+        return any(done) or self.last_autoencoder_checkpoint() is not None
 
     def last_autoencoder_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, if any."""
@@ -206,10 +206,6 @@ class FitFolder:
             yield
         finally:
             lock.release()
-
-    def save_autoencoder(self, save: Callable[[Path], None]) -> None:
-        """Keep the first stage's result, whole, so that an interruption later does not cost it."""
-        save_result(self.autoencoder, save)
 
     def save_pipeline(self, save: Callable[[Path], None]) -> None:
         """Save the new pipeline beside the old one, then let it take the old one's place; then drop the checkpoints.

@@ -1,4 +1,4 @@
-"""Fit a DiffLM: prepare the data, train the autoencoder, encode the records, train the denoiser, assemble a pipeline.
+"""Fit a DiffLM: prepare the data, train the parts (see fit_parts.py), assemble a pipeline.
 
 ``fit`` makes these steps in an output folder, with checkpoints; the scripts ``train_autoencoder`` and
 ``train_denoiser`` make the first and the second half of the same.
@@ -7,45 +7,37 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from transformers import ProgressCallback, set_seed
 
 from difflm.devices import choose_device, decoder_options
+from difflm.errors import ArgumentError
 from difflm.files import write_json
 from difflm.modeling_denoiser import DiffLMDenoiser
-from difflm.modeling_difflm import DiffLMModel
+from difflm.pipelines.call_arguments import WRITERS
 from difflm.pipelines.conditions import ConditionEncoder
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.pipelines.training_digests import record_digest
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
-from difflm.training.autoencoder_losses import trains_columns
-from difflm.training.autoencoder_trainer import AutoencoderTrainer, history
-from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.decoder_context import within_context
 from difflm.training.default_scheduler import default_scheduler
 from difflm.training.denoiser_config import DenoiserTrainingArguments
-from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain
-from difflm.training.encode_latents import encode_latents, estimated_seconds
 from difflm.training.fingerprint import describe
 from difflm.training.fit_folder import FitFolder
+from difflm.training.fit_parts import FitParts
 from difflm.training.fitted_autoencoder import FittedAutoencoder
 from difflm.training.hardware import hardware, peak_memory_mib
 from difflm.training.latents import LatentDataset
 from difflm.training.policy import Policy
-from difflm.training.preparation import Prepared, prepare, resolve_settings
+from difflm.training.preparation import prepare, resolve_settings
 from difflm.training.presets import Preset
-from difflm.training.processes import from_main, is_main_process, num_processes
-from difflm.training.progress import FitProgress, no_file_bars
-from difflm.training.record_dataset import RecordDataset
+from difflm.training.processes import is_main_process
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +56,7 @@ def fit(
     epochs: float | None = None,
     max_minutes: float | None = None,
     batch_size: int | None = None,
+    writer: Literal["auto", "lm", "draft"] = "auto",
     condition_columns: Sequence[str] | str = "auto",
     text_columns: Sequence[str] = (),
     read_options: Mapping[str, Any] | None = None,
@@ -103,8 +96,12 @@ def fit(
     epochs : float, optional
         Most passes over the table.
     max_minutes : float, optional
-        Wall-clock limit of both stages together, loading and saving not counted.
+        Wall-clock limit of all stages together, loading and saving not counted.
     batch_size : int, optional
+    writer : {"auto", "lm", "draft"}, default "auto"
+        Who writes the records of a table: the language model, or the small draft of its columns (columns of text and
+        nested ones by the language model). "auto" takes the former where held-out records cost it clearly less, and
+        gives it little time elsewhere. With "draft" it gets no more than that, with "lm" most of the time.
     condition_columns : sequence of str or "auto"
         Columns the denoiser can be conditioned on; "auto" takes all categories (up to 64 values), booleans, numbers.
     text_columns : sequence of str
@@ -151,6 +148,8 @@ def fit(
     ResumeError
         If the fit to resume was started with other data or arguments; names them.
     """
+    if writer not in WRITERS:
+        raise ArgumentError(f"writer={writer!r} is not one of {', '.join(WRITERS)}.")
     settings = resolve_settings(
         preset,
         encoder=encoder,
@@ -193,272 +192,48 @@ def fit(
         overlong=overlong,
         disclosure=prepared.disclosure,
         seed=seed,
+        writer=writer,
         model_kwargs=model_kwargs or {},
         training_kwargs=training_kwargs or {},
         denoiser_kwargs=denoiser_kwargs or {},
     )
-    # Checked before minutes are spent: the second stage's options, and the columns it is conditioned on.
+    if writer == "draft" and prepared.codes is None:
+        raise ArgumentError("writer='draft' needs columns that a draft can write, and a preset with a draft.")
+    prepared = within_context(prepared, model_kwargs)
+    # Checked before minutes are spent: the later parts' options, and the columns that the denoiser is conditioned on.
     conditions = ConditionEncoder.fit(prepared.train, prepared.schema.columns, condition_columns)
-    DenoiserTrainingArguments(**denoiser_options(prepared.settings) | (denoiser_kwargs or {}))
-    set_seed(seed)
-    with no_file_bars(not show_progress):
-        if begins == "resume" and folder.autoencoder_is_done:
-            logger.info("The autoencoder is fitted already: going on with the denoiser.")
-            model = None
-        else:
-            model = build_autoencoder(prepared, model_kwargs, device)
-            prepared = within_context(prepared, model)
+    DenoiserTrainingArguments(**denoiser_kwargs or {})
+    AutoencoderTrainingArguments(**{"output_dir": str(folder.autoencoder_checkpoints)} | (training_kwargs or {}))
+    parts = FitParts(
+        prepared,
+        conditions,
+        writer=writer,
+        seed=seed,
+        device=device,
+        show_progress=show_progress,
+        model_kwargs=model_kwargs,
+        training_kwargs=training_kwargs or {},
+        denoiser_kwargs=denoiser_kwargs or {},
+    )
     with folder.opened(description, resume=begins == "resume"):
         busy = time.process_time()
-        if model is None:
-            fitted = FittedAutoencoder.load(folder.autoencoder, device)
-        else:
-            log = train_autoencoder(
-                model,
-                prepared,
-                folder.autoencoder_checkpoints,
-                seed=seed,
-                resume_from=folder.last_autoencoder_checkpoint() if begins == "resume" else None,
-                show_progress=show_progress,
-                training_kwargs=training_kwargs,
-            )
-            fitted = encode(model, prepared, conditions, log | {"seed": seed}, show_progress=show_progress)
-            folder.save_autoencoder(fitted.save)
-        denoiser, log = train_denoiser(
-            fitted,
-            folder.denoiser_checkpoints,
-            seed=seed,
-            resume=begins == "resume",
-            show_progress=show_progress,
-            denoiser_kwargs=denoiser_kwargs,
-        )
+        fitted, denoiser = parts.run(folder, resume=begins == "resume")
         if begins == "new":  # a fit that was resumed has worked in other processes, too
-            log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)
+            fitted.log["fit_cpu_seconds"] = round(time.process_time() - busy, 1)
         pipeline = assemble(fitted, denoiser)
-        folder.save_pipeline(lambda path: save_pipeline(pipeline, fitted, log, path))
+        folder.save_pipeline(lambda path: save_pipeline(pipeline, fitted, path))
     # So that a later push finds the training log for its card.
     pipeline.register_to_config(_name_or_path=str(folder.path))
-    warn_of_idle_latents(log, settings.policy)
+    if fitted.log["writer"] == "lm":
+        warn_of_idle_latents(fitted.log, settings.policy)
     return pipeline
 
 
-def train_autoencoder(
-    model: DiffLMModel,
-    prepared: Prepared,
-    checkpoints: str | Path,
-    *,
-    seed: int = 0,
-    resume_from: Path | None = None,
-    show_progress: bool = True,
-    training_kwargs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Train ``model``, in place, and return the figures of the run.
-
-    Parameters
-    ----------
-    model : DiffLMModel
-        See [`build_autoencoder`].
-    prepared : Prepared
-    checkpoints : path
-        Folder of the trainer's checkpoints.
-    seed : int, default 0
-    resume_from : path, optional
-        One of them.
-    show_progress : bool, default True
-    training_kwargs : dict, optional
-        Fields of [`AutoencoderTrainingArguments`], which go before what the settings and the policy say.
-    """
-    train, held_out = prepared.datasets(model.config.eos_token_id)
-    pad_token_id = prepared.tokenizers.encoder_pad_token_id
-    policy = prepared.settings.policy
-    minutes = None
-    if prepared.settings.max_minutes is not None:
-        minutes = _autoencoder_minutes(model, prepared.settings, (train, held_out), pad_token_id)
-    options = autoencoder_options(model, prepared.settings, len(train)) | {
-        "output_dir": str(checkpoints),
-        "max_minutes": minutes,
-        "seed": seed,
-        "disable_tqdm": not show_progress,
-        "use_cpu": model.device.type == "cpu" and choose_device().type != "cpu",
-    }
-    args = AutoencoderTrainingArguments(**options | (training_kwargs or {}))
-    evaluation = _first_records(held_out, policy.max_evaluation_records)
-    trainer = AutoencoderTrainer(model, args, train, evaluation, pad_token_id, policy)
-    if not args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(FitProgress(trainer.budget))
-    started = time.monotonic()
-    with no_file_bars():
-        trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    (seconds,) = from_main(time.monotonic() - started)
-    final = trainer.keep_best()
-    records_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {
-        "domain": prepared.domain.name,
-        "rows": len(train),
-        "validation_rows": len(held_out),
-        "left_out": dict(prepared.left_out),
-        "disclosure": prepared.disclosure,
-        "reconstruction_own_latent": final["eval_reconstruction"],
-        "reconstruction_shuffled_latent": final["eval_reconstruction_shuffled"],
-        # None: a model without a draft.
-        "reconstruction_draft_alone": final.get("eval_reconstruction_draft"),
-        "kl": final["eval_kl"],
-        "autoencoder_seconds": seconds,
-        "autoencoder_steps": trainer.state.global_step,
-        "rows_seen": trainer.state.global_step * records_per_step,
-        "autoencoder_history": history(trainer.state.log_history),
-    }
-
-
-def autoencoder_options(model: DiffLMModel, settings: Preset, rows: int) -> dict[str, Any]:
-    """Fields of [`AutoencoderTrainingArguments`] that settings and policy give for so many training rows."""
-    policy, batch_size = settings.policy, cast(int, settings.batch_size)  # `resolve_settings` sets one
-    steps_per_epoch = max(1, rows // batch_size)
-    interval = max(policy.min_evaluation_interval, min(policy.max_evaluation_interval, steps_per_epoch))
-    options: dict[str, Any] = {
-        "num_train_epochs": settings.epochs,
-        # All processes' together, whatever their number; more than asked for where it cannot be shared out.
-        "per_device_train_batch_size": math.ceil(batch_size / num_processes()),
-        "beta_schedule": settings.beta_schedule,
-        "learning_rate": settings.learning_rate,
-        "encoder_learning_rate": settings.encoder_learning_rate,
-        "eval_steps": interval,
-        "save_steps": policy.evaluations_per_checkpoint * interval,
-        "logging_steps": max(1, interval // 2),
-    }
-    if trains_columns(model) and settings.beta_schedule == "geometric":
-        beta = policy.beta_after_warm_up
-        options |= {"beta": beta, "beta_minimum": policy.beta_fall_after_warm_up * beta}
-    return options
-
-
-def _autoencoder_minutes(
-    model: DiffLMModel, settings: Preset, datasets: Sequence[RecordDataset], pad_token_id: int
-) -> float:
-    """The autoencoder's part of the time: what encoding and the denoiser need is kept, however slow the processor."""
-    policy, minutes = settings.policy, cast(float, settings.max_minutes)
-    options = {"batch_size": policy.encoding_batch_size, "encoder_pad_token_id": pad_token_id}
-    encoding = sum(estimated_seconds(model, part, **options) for part in datasets) / 60
-    most = policy.autoencoder_share if model.record_draft is None else policy.autoencoder_share_with_draft
-    (encoding,) = from_main(encoding)
-    share = min(most, 1 - policy.denoiser_share - encoding / minutes)
-    return max(policy.min_autoencoder_share, share) * minutes
-
-
-def encode(
-    model: DiffLMModel,
-    prepared: Prepared,
-    conditions: ConditionEncoder,
-    log: dict[str, Any],
-    *,
-    show_progress: bool = True,
-) -> FittedAutoencoder:
-    """Encode the records: the first stage's result, with ``log`` and the time it took."""
-    started = time.monotonic()
-    latents = []
-    for dataset in prepared.datasets(model.config.eos_token_id):
-        posterior = encode_latents(
-            model,
-            dataset,
-            batch_size=prepared.settings.policy.encoding_batch_size,
-            encoder_pad_token_id=prepared.tokenizers.encoder_pad_token_id,
-            show_progress=show_progress,
-        )
-        latents.append(
-            LatentDataset(
-                mean=posterior.mean,
-                log_variance=posterior.log_variance,
-                labels=conditions.labels(dataset.records) if conditions.classes else None,
-                class_sizes=conditions.class_sizes or None,
-                class_names=conditions.names or None,
-            )
-        )
-    digests = sorted(record_digest(prepared.schema.serialize(record)) for record in prepared.train)
-    latents[0].record_digests = torch.tensor([list(digest) for digest in digests], dtype=torch.uint8)
-    return FittedAutoencoder(
-        model=model,
-        tokenizers=prepared.tokenizers,
-        settings=prepared.settings,
-        schema=prepared.schema,
-        latents=latents[0],
-        held_out_latents=latents[1],
-        condition_classes=conditions.classes,
-        max_length=prepared.max_length,
-        log=log | {"encoding_seconds": time.monotonic() - started},
-    )
-
-
-def train_denoiser(
-    fitted: FittedAutoencoder,
-    checkpoints: str | Path,
-    *,
-    seed: int = 0,
-    resume: bool = False,
-    show_progress: bool = True,
-    denoiser_kwargs: dict[str, Any] | None = None,
-) -> tuple[DiffLMDenoiser, dict[str, Any]]:
-    """Train a denoiser on the records' latents; return it, and the log of both stages.
-
-    Parameters
-    ----------
-    fitted : FittedAutoencoder
-    checkpoints : path
-        Folder of the trainer's checkpoints.
-    seed : int, default 0
-        Of the first weights, too: they depend on nothing else, so that a resumed fit ends as an uninterrupted one.
-    resume : bool, default False
-        Go on from the last checkpoint, if there is one.
-    show_progress : bool, default True
-    denoiser_kwargs : dict, optional
-        Fields of [`DenoiserTrainingArguments`], which go before what the settings and the policy say.
-    """
-    settings, log = fitted.settings, fitted.log
-    options = denoiser_options(settings) | {
-        "output_dir": str(checkpoints),
-        "seed": seed,
-        "resume": "auto" if resume else None,
-        "show_progress": show_progress,
-        "device": str(fitted.model.device),
-    }
-    if settings.max_minutes is not None:
-        used = log["autoencoder_seconds"] + log["encoding_seconds"]
-        options["max_seconds"] = max(settings.policy.min_denoiser_seconds, 60 * settings.max_minutes - used)
-    set_seed(seed)
-    denoiser = DiffLMDenoiser(
-        latent_size=fitted.model.config.latent_size,
-        class_sizes=fitted.latents.class_sizes,
-        class_names=fitted.latents.class_names,
-        **settings.denoiser,
-    )
-    args = DenoiserTrainingArguments(**options | (denoiser_kwargs or {}))
-    result = DenoiserTrainer(
-        denoiser, args, fitted.latents, fitted.held_out_latents, policy=settings.policy
-    ).train()
-    return denoiser, log | {
-        "denoiser_history": result.history,
-        "denoiser_steps": result.steps,
-        "denoiser_seconds": result.seconds,
-        "denoiser_stop_reason": result.stop_reason,
-        "hardware": hardware(fitted.model.device),
-        "peak_memory_mib": peak_memory_mib(),
-        "fit_seconds": log["autoencoder_seconds"] + log["encoding_seconds"] + result.seconds,
-    }
-
-
-def denoiser_options(settings: Preset) -> dict[str, Any]:
-    """Fields of [`DenoiserTrainingArguments`] that settings and policy give."""
-    policy = settings.policy
-    interval = settings.denoiser_steps // policy.denoiser_evaluations
-    return {
-        "max_steps": settings.denoiser_steps,
-        "eval_steps": min(policy.max_denoiser_interval, max(policy.min_denoiser_interval, interval)),
-        "learning_rate": settings.denoiser_learning_rate,
-    }
-
-
 def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipeline:
-    """Put a pipeline together from both stages' results."""
+    """Put a pipeline together from the parts, and complete their log."""
+    if fitted.model is None:
+        raise ValueError("A pipeline needs an autoencoder, and none is trained yet.")
+    fitted.log |= {"hardware": hardware(fitted.device), "peak_memory_mib": peak_memory_mib()}
     pipeline = DiffLMPipeline(
         autoencoder=fitted.model.eval(),
         denoiser=denoiser.eval(),
@@ -468,19 +243,21 @@ def assemble(fitted: FittedAutoencoder, denoiser: DiffLMDenoiser) -> DiffLMPipel
         record_schema=fitted.schema.to_dict(),
         condition_classes=fitted.condition_classes,
         max_new_tokens=fitted.max_length,
+        draft=fitted.draft,
+        writer=fitted.log["writer"],
     )
     if fitted.latents.record_digests is not None:
         pipeline.set_training_digests(bytes(digest) for digest in fitted.latents.record_digests.cpu().numpy())
     return pipeline
 
 
-def save_pipeline(pipeline: DiffLMPipeline, fitted: FittedAutoencoder, log: dict[str, Any], folder: Path) -> None:
+def save_pipeline(pipeline: DiffLMPipeline, fitted: FittedAutoencoder, folder: Path) -> None:
     """Save a pipeline with what stays beside it: the log, and the training records' latents, which are not pushed."""
     pipeline.save_pretrained(folder)
     LatentDataset(mean=fitted.latents.mean, log_variance=fitted.latents.log_variance).save(
         folder / "latents.safetensors"
     )
-    write_json(folder / "training_log.json", log)
+    write_json(folder / "training_log.json", fitted.log)
 
 
 def warn_of_idle_latents(log: dict[str, Any], policy: Policy) -> None:
@@ -493,7 +270,3 @@ def warn_of_idle_latents(log: dict[str, Any], policy: Policy) -> None:
             f"The fit saw {log['rows_seen']:,} rows: give it more minutes, or a faster machine.",
             stacklevel=3,
         )
-
-
-def _first_records(dataset: RecordDataset, limit: int) -> Any:
-    return dataset if len(dataset) <= limit else torch.utils.data.Subset(dataset, range(limit))

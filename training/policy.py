@@ -33,6 +33,26 @@ class Policy:
         The same with a draft, which makes it learn earlier.
     denoiser_share : float, default 0.12
         Share of ``max_minutes`` that is kept for the denoiser if encoding the records takes long.
+    column_draft_share : float, default 0.4
+        Most that the column draft takes of the time that the language model's share leaves.
+    floor_share : float, default 0.15
+        Share of ``max_minutes`` that the language model takes where the draft writes, so that it can write, too.
+    floor_steps, min_floor_steps : int, default 400, 40
+        Steps with which it has enough, and that it makes however slow they are.
+    floor_evaluations : int, default 4
+        How often it is looked, in this time, whether it adds to the draft: then it gets the time that is left.
+    floor_warm_up_share : float, default 0.3
+        Share of this time for the warm-up, which is most of what it can learn in it.
+    min_writer_gain : float, default 0.01
+        The language model writes if held-out records cost it less than the draft, by this share.
+    noise_floor : float, default 0.5
+        Noise at which the diffusion of a draft's latents ends, in standardised units; see [`DiffLMDenoiser`].
+    text_latent_size : int, default 32
+        Dimensions of the text's part of the latent beside a draft's.
+    denoiser_passes : int, default 70
+        Passes over a draft's latents that the denoiser makes, within the bounds of steps below.
+    min_denoiser_steps, max_denoiser_steps : int, default 1500, 6000
+        Its steps are as many at least and at most (but for a preset's ``denoiser_steps``, if it is smaller).
     min_autoencoder_share : float, default 0.5
         The autoencoder's share is never less, however long encoding takes.
     min_denoiser_seconds : float, default 20
@@ -128,6 +148,18 @@ class Policy:
     autoencoder_share: float = 0.85
     autoencoder_share_with_draft: float = 0.75
     denoiser_share: float = 0.12
+    column_draft_share: float = 0.4
+    floor_share: float = 0.15
+    floor_steps: int = 400
+    min_floor_steps: int = 40
+    floor_evaluations: int = 4
+    floor_warm_up_share: float = 0.3
+    min_writer_gain: float = 0.01
+    noise_floor: float = 0.5
+    text_latent_size: int = 32
+    denoiser_passes: int = 70
+    min_denoiser_steps: int = 1500
+    max_denoiser_steps: int = 6000
     min_autoencoder_share: float = 0.5
     min_denoiser_seconds: float = 20.0
     max_evaluation_records: int = 128
@@ -186,6 +218,8 @@ class Policy:
         for low, high in (
             ("min_evaluation_interval", "max_evaluation_interval"),
             ("min_denoiser_interval", "max_denoiser_interval"),
+            ("min_denoiser_steps", "max_denoiser_steps"),
+            ("min_floor_steps", "floor_steps"),
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ArgumentError(f"policy: {low} must not be above {high}.")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from difflm.devices import choose_device
 from difflm.errors import ArgumentError, DiffLMError
 from difflm.modeling_difflm import multiplies_bf16, resolve_source, why_absent
+from difflm.pipelines.cell_codes import CellCodes
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.disclosure import Disclosure
 from difflm.training.domains import Domain, Reading, find_domain
@@ -30,14 +33,21 @@ class TooFewRecordsError(DiffLMError, ValueError):
 
 
 class Tokenizers(NamedTuple):
-    """The encoder's and the decoder's."""
+    """The encoder's, if there is a text to read, and the decoder's."""
 
-    encoder: PreTrainedTokenizerBase
+    encoder: PreTrainedTokenizerBase | None
     decoder: PreTrainedTokenizerBase
+
+    @classmethod
+    def load(cls, settings: Preset, reads_text: bool) -> Tokenizers:
+        return cls(
+            load_tokenizer(settings.encoder, "encoder") if reads_text else None,
+            load_tokenizer(settings.decoder, "decoder"),
+        )
 
     @property
     def encoder_pad_token_id(self) -> int:
-        found = self.encoder.pad_token_id
+        found = None if self.encoder is None else self.encoder.pad_token_id
         return found if isinstance(found, int) else 0
 
 
@@ -75,9 +85,22 @@ class Prepared:
     data: str | None = None
     validation: str | None = None
 
-    def datasets(self, eos_token_id: int) -> tuple[RecordDataset, RecordDataset]:
+    @functools.cached_property
+    def codes(self) -> CellCodes | None:
+        """The cells that a draft encodes; None without a draft, or where there are none."""
+        return draft_codes(self.settings, self.schema)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether there are values, in text or nested columns, that only the text encoder reads."""
+        return self.codes is None or not self.codes.complete
+
+    def datasets(
+        self, eos_token_id: int, column_latents: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[RecordDataset, RecordDataset]:
         """Training and held-out records, to be tokenised when asked for."""
         exact = self.disclosure.get("ranges", "exact") == "exact"
+        latents = column_latents or (None, None)
         train, held_out = (
             RecordDataset(
                 part,
@@ -85,8 +108,9 @@ class Prepared:
                 *self.tokenizers,
                 eos_token_id,
                 untold_ends=0 if exact else self.disclosure["rare_below"],
+                column_latents=own,
             )
-            for part in (self.train, self.held_out)
+            for part, own in zip((self.train, self.held_out), latents, strict=True)
         )
         return train, held_out
 
@@ -179,7 +203,7 @@ def prepare(
     domain, options = find_domain(domain), dict(read_options or {})
     settings = dataclasses.replace(settings, record_format=_record_format(settings, domain))
     reading = domain.read(data, record_format=settings.record_format, **options)
-    tokenizers = Tokenizers(load_tokenizer(settings.encoder, "encoder"), load_tokenizer(settings.decoder, "decoder"))
+    tokenizers = Tokenizers.load(settings, reads_text=False)
     left_out = dict(reading.left_out)
     reading = _without_problems(reading, domain, left_out)
     reading = _without_overlong(reading, domain, tokenizers, max_length, overlong, left_out)
@@ -199,11 +223,14 @@ def prepare(
             _count(left_out, f"validation records of more than {max_length} tokens", len(found))
             if not held_out:
                 raise TooFewRecordsError("No record of the validation data is short enough: raise max_length.")
-    decoder_tokenizer = tokenizers[1]
+    decoder_tokenizer = tokenizers.decoder
     check_nested_columns(train, reading.schema, decoder_tokenizer, decoder_tokenizer.eos_token_id or 0)
     if left_out:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
         warnings.warn(f"Left out: {reasons}. {len(train):,} records are learned from.", stacklevel=3)
+    codes = draft_codes(settings, reading.schema)
+    if codes is None or not codes.complete:
+        tokenizers = tokenizers._replace(encoder=load_tokenizer(settings.encoder, "encoder"))
     return Prepared(
         settings=settings,
         domain=domain,
@@ -217,6 +244,12 @@ def prepare(
         data=records_digest(reading.records),
         validation=None if validation is None else records_digest(held_out),
     )
+
+
+def draft_codes(settings: Preset, schema: RecordSchema) -> CellCodes | None:
+    """The cells of such records that a draft encodes, if there is one."""
+    codes = CellCodes(schema) if settings.column_draft else None
+    return codes if codes is not None and codes.columns else None
 
 
 def _record_format(settings: Preset, domain: Domain) -> str:

@@ -21,6 +21,9 @@ class Preset:
     encoder, decoder : str
         See [`resolve_source`].
     record_format : {"values", "json"}
+    column_draft : bool
+        Whether a [`ColumnDraft`] encodes the columns that are neither text nor nested, and can write them. The paper's
+        does not. With it, the features below are of use only for data without such columns.
     column_features, column_embeddings : bool
         Whether the posterior reads the columns' values beside the text, and the decoder a hint of each column beside
         the memory (see [`ColumnFeatures`], [`ColumnEmbeddings`]). The paper's do not. With both, tables of 2,000
@@ -28,17 +31,17 @@ class Preset:
     epochs : float
         Most passes over the table.
     max_minutes : float, optional
-        Wall-clock limit of both stages together.
+        Wall-clock limit of all stages together.
     batch_size : int, optional
         Default: 16, or 8 on a CPU without bf16 products, where few steps fit into the time.
     beta_schedule : str
         Of the KL's weight; see [`AutoencoderTrainingArguments`].
     learning_rate, encoder_learning_rate : float
     denoiser_steps : int
-        Most optimizer steps of the denoiser.
+        Most optimizer steps of the denoiser; of latents of a draft, see the policy.
     denoiser_learning_rate : float
     model : dict
-        Fields of [`DiffLMConfig`].
+        Fields of [`DiffLMConfig`]. Where a draft encodes columns, ``latent_size`` is that of the text's part.
     denoiser : dict
         Arguments of [`DiffLMDenoiser`].
     policy : Policy
@@ -48,10 +51,11 @@ class Preset:
     encoder: str = MINILM
     decoder: str = SMOLLM2
     record_format: str = "values"
+    column_draft: bool = True
     column_features: bool = True
     column_embeddings: bool = True
     epochs: float = 40.0
-    max_minutes: float | None = 60.0
+    max_minutes: float | None = 20.0
     batch_size: int | None = None
     beta_schedule: str = "geometric"
     learning_rate: float = 1e-3
@@ -70,6 +74,7 @@ PRESETS = {
         encoder="google-bert/bert-base-uncased",
         decoder="mistralai/Mistral-7B-Instruct-v0.3",
         record_format="json",
+        column_draft=False,
         column_features=False,
         column_embeddings=False,
         epochs=200.0,

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from difflm.training.time_budget import TimeBudget
+from difflm.training.trainer_callbacks import TimeLimit
 
 
 FIGURES = ("loss", "reconstruction", "eval_reconstruction", "beta")
@@ -39,13 +39,13 @@ class FitProgress(TrainerCallback):
 
     Parameters
     ----------
-    budget : TimeBudget
-        The trainer's.
+    limit : TimeLimit
+        The trainer's; a callback that is called before this one.
     description : str, default "Fitting the autoencoder"
     """
 
-    def __init__(self, budget: TimeBudget, description: str = "Fitting the autoencoder") -> None:
-        self.budget = budget
+    def __init__(self, limit: TimeLimit, description: str = "Fitting the autoencoder") -> None:
+        self.limit = limit
         self.description = description
         self.bar: tqdm[Any] | None = None
         self.first_step, self.first_share = 0, 0.0
@@ -55,7 +55,7 @@ class FitProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self.first_step, self.first_share = state.global_step, self.budget.share
+            self.first_step, self.first_share = state.global_step, self.limit.share_used
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
@@ -73,7 +73,7 @@ class FitProgress(TrainerCallback):
 
     def expected_steps(self, state: TrainerState) -> int:
         """Steps at which training will end: all of them, or as many as the time budget has room for at this rate."""
-        share = self.budget.share - self.first_share
+        share = self.limit.share_used - self.first_share
         if share <= 0:
             return state.max_steps
         in_time = self.first_step + round((state.global_step - self.first_step) * (1 - self.first_share) / share)

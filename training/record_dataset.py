@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,18 @@ class RecordDataset(Dataset):
                     self._segment_ids[segment.text] = known
             ids.extend(known)
         return [*ids, self.eos_token_id]
+
+    def tokens_of(self, record: dict[str, Any], columns: Collection[str]) -> list[bool]:
+        """Which of a record's tokens write the values of these columns, each with the token behind, which ends it."""
+        found: list[bool] = []
+        ends = False
+        for segment in self.schema.segments(record):
+            inside = segment.column in columns
+            for _ in tokenize_segment(self.decoder_tokenizer, segment.text):
+                found.append(inside or ends)
+                ends = False
+            ends = ends or inside
+        return [*found, ends]
 
     def vocabulary(self, limit: int | None = None) -> list[int] | None:
         """The decoder's tokens that occur in any record, ascending; None if there are more than ``limit``."""

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
-from transformers import set_seed
-
 from difflm.pipelines.conditions import ConditionEncoder
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
-from difflm.training.build_autoencoder import build_autoencoder
 from difflm.training.decoder_context import within_context
+from difflm.training.fit_parts import FitParts
+from difflm.training.fit_time import Writer
 from difflm.training.fitted_autoencoder import STAGE
-from difflm.training.fitting import encode, train_autoencoder
 from difflm.training.preparation import prepare, resolve_settings
 from difflm.training.script_arguments import parse
 from difflm.training.script_results import check_result_folder, save_result
@@ -46,6 +44,7 @@ class ScriptArguments:
     batch_size: int | None = field(default=None, metadata={"help": "Records of a training step."})
     max_length: int = field(default=1024, metadata={"help": "Most decoder tokens of a record."})
     overlong: str = field(default="refuse", metadata={"help": "What becomes of longer records: refuse or drop."})
+    writer: str = field(default="auto", metadata={"help": "Who writes the records: auto, lm or draft."})
     seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
     read_options: str = field(default="{}", metadata={"help": "How the data is read, as JSON."})
     model_kwargs: str = field(default="{}", metadata={"help": "Further fields of DiffLMConfig, as JSON."})
@@ -69,21 +68,22 @@ def main(words: Sequence[str] | None = None) -> None:
         overlong=cast(Literal["refuse", "drop"], script.overlong),
         seed=script.seed,
     )
+    model_kwargs = json.loads(script.model_kwargs)
+    prepared = within_context(prepared, model_kwargs)
     conditions = ConditionEncoder.fit(prepared.train, prepared.schema.columns)
-    show_progress = not training_kwargs.get("disable_tqdm", False)
-    set_seed(script.seed)
-    model = build_autoencoder(prepared, json.loads(script.model_kwargs))
-    prepared = within_context(prepared, model)
-    log = train_autoencoder(
-        model,
+    parts = FitParts(
         prepared,
-        script.output_dir,
+        conditions,
+        writer=cast(Writer, script.writer),
         seed=script.seed,
-        resume_from=None if resume_from is None else Path(resume_from),
-        show_progress=show_progress,
+        show_progress=not training_kwargs.get("disable_tqdm", False),
+        model_kwargs=model_kwargs,
         training_kwargs=training_kwargs,
     )
-    fitted = encode(model, prepared, conditions, log | {"seed": script.seed}, show_progress=show_progress)
+    columns = parts.draft()
+    checkpoint = None if resume_from is None else Path(resume_from)
+    model, log = parts.autoencoder(columns, Path(script.output_dir), resume_from=checkpoint)
+    fitted = parts.encoded(model, columns, log)
     save_result(script.save_dir, fitted.save)
 
 

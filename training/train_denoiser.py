@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from difflm.pipelines.checkpoint_safety import INDEX
 from difflm.training.denoiser_config import DenoiserTrainingArguments
+from difflm.training.denoiser_stage import train_denoiser
+from difflm.training.fit_time import FitTime, seconds_used
 from difflm.training.fitted_autoencoder import FittedAutoencoder
-from difflm.training.fitting import assemble, save_pipeline, train_denoiser
+from difflm.training.fitting import assemble, save_pipeline
 from difflm.training.processes import is_main_process
 from difflm.training.script_arguments import parse
 from difflm.training.script_results import check_result_folder, save_result
@@ -51,13 +53,16 @@ def main(words: Sequence[str] | None = None) -> int:
         denoiser, log = train_denoiser(
             fitted,
             script.output_dir,
+            max_seconds=FitTime(fitted.settings, lm_leads=True).denoiser(seconds_used(fitted.log), last=True),
             seed=fitted.log["seed"] if script.seed is None else script.seed,
             resume=script.resume,
             show_progress=script.show_progress,
             denoiser_kwargs=denoiser_kwargs,
         )
+        fitted.log |= log
+        fitted.log["fit_seconds"] = seconds_used(fitted.log)
         pipeline = assemble(fitted, denoiser)
-        save_result(script.save_dir, lambda folder: save_pipeline(pipeline, fitted, log, folder))
+        save_result(script.save_dir, lambda folder: save_pipeline(pipeline, fitted, folder))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

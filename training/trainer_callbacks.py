@@ -8,33 +8,75 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from difflm.training.fit_time import Floor
 from difflm.training.processes import from_main
 from difflm.training.time_budget import TimeBudget
 
 
 class TimeLimit(TrainerCallback):
-    """Ends training when its time is used up. Evaluations and checkpoints count.
+    """Ends training when its time is used up, or at a floor. Evaluations and checkpoints count.
+
+    Parameters
+    ----------
+    budget : TimeBudget
+    floor : Floor, optional
+        Told of every evaluation; there is one at its end, too, before training stops.
 
     Attributes
     ----------
     share_used : float
-        Share of the time that was used at the last step, the same in all processes: the main one's clock counts.
+        Share of the time, or of the floor, that was used at the last step, the same in all processes: the main one's
+        clock counts.
     """
 
-    def __init__(self, budget: TimeBudget) -> None:
-        self.budget = budget
-        self.share_used = 0.0
+    def __init__(self, budget: TimeBudget, floor: Floor | None = None) -> None:
+        self.budget, self.floor = budget, floor
+        self.share_used = self._time_used = 0.0
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        (self.share_used,) = from_main(self.budget.share)
+    @property
+    def ends_early(self) -> bool:
+        """Whether training may end before its last step."""
+        return self.budget.max_seconds is not None or self.floor is not None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for entry in state.log_history:  # of the training that is resumed
+            self.on_evaluate(args, state, control, entry)
+        self._look_at_the_clock(state.global_step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.floor is not None and "eval_reconstruction" in (metrics or {}):
+            self.floor.look((metrics or {})["eval_reconstruction"])
+            if self.share_used >= 1.0 and not self.floor.adds:
+                control.should_training_stop = True
 
     # Before the learning rate's next value is asked for.
-    on_optimizer_step = on_train_begin
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._look_at_the_clock(state.global_step + 1)
+
+    def _look_at_the_clock(self, steps: int) -> None:
+        floor = 0.0 if self.floor is None else self.floor.share(steps, self.budget.seconds)
+        self._time_used, floor = from_main(self.budget.share, floor)
+        self.share_used = max(self._time_used, floor)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.share_used >= 1.0:
+        if self.share_used < 1.0:
+            return
+        if self.floor is not None and self.floor.may_go_on and self._time_used < 1.0:
+            control.should_evaluate = True  # it may go on
+        else:
             control.should_training_stop = True
 
 
@@ -82,7 +124,8 @@ class EarlyStoppingAtFloor(TrainerCallback, ExportableState):
             self.best, self.evaluations_without_improvement = loss, 0
         elif at_floor:
             self.evaluations_without_improvement += 1
-            control.should_training_stop = self.evaluations_without_improvement >= self.patience
+            if self.evaluations_without_improvement >= self.patience:
+                control.should_training_stop = True
 
     def state(self) -> dict[str, Any]:
         return {

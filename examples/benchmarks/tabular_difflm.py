@@ -1,19 +1,14 @@
 """DiffLM in tabular.py: fitted within the budget, sampled from any prior, and kept for the next run."""
 
-import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from difflm.files import atomic_file, write_text
-from difflm.pipelines.packed_attention import supports
 from difflm.training.evaluation.tables import subsample
 
 
@@ -26,10 +21,12 @@ PRIORS = {
     "difflm_gaussian": "gaussian",
     "difflm_encode": "encode",
     "difflm_no_draft": "diffusion",
-    "difflm_draft_alone": "diffusion",
+    "difflm_lm": "diffusion",
 }
-# Fits of their own: fields of DiffLMConfig.
-MODELS: dict[str, dict[str, Any]] = {"difflm_no_draft": {"draft_places": None}}
+# Fits of their own: fields of the preset.
+SETTINGS: dict[str, dict[str, Any]] = {"difflm_no_draft": {"column_draft": False}}
+# Who writes, where that is not what the fit decided.
+WRITERS = {"difflm_lm": "lm"}
 
 
 def sample_difflm(
@@ -44,29 +41,28 @@ def sample_difflm(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Fit a DiffLM within the budget and sample it within its time, unless ``folder`` holds the results.
 
-    A method with a model of its own has its fit beside the folder.
+    A method with settings of its own has its fit beside the folder.
     """
     from difflm import fit
     from difflm.pipelines import DiffLMPipeline
     from difflm.training.preparation import resolve_settings
 
     prior = PRIORS[method]
-    if method in MODELS:
+    settings = dataclasses.replace(resolve_settings(preset, max_minutes=budget_minutes), **SETTINGS.get(method, {}))
+    if method in SETTINGS:
         folder = folder.with_name(f"{folder.name}-{method}")
     details: dict[str, Any] = {"preset": preset, "prior": prior}
     if not (folder / "model_index.json").is_file():
         fit(
             tables["train"],
             folder,
-            preset=preset,
+            preset=settings,
             seed=seed,
-            max_minutes=budget_minutes,
             validation=tables["validation"],
-            model_kwargs=MODELS.get(method),
             overwrite=True,  # one that was cut off would get more than the budget if it went on
         )
     kept = json.loads((folder / "difflm_fit.json").read_text(encoding="utf-8"))
-    wanted = dataclasses.asdict(resolve_settings(preset, max_minutes=budget_minutes)) | {"rows": len(tables["train"])}
+    wanted = dataclasses.asdict(settings) | {"rows": len(tables["train"])}
     for name, value in (kept["settings"] | {"rows": kept["rows"]}).items():
         # The batch size is the machine's choice.
         if name != "batch_size" and value != wanted.get(name):
@@ -76,12 +72,14 @@ def sample_difflm(
     details |= {"fit_seconds": round(log["fit_seconds"], 1), "rows_seen": log["rows_seen"]}
     details["epochs"] = round(log["rows_seen"] / log["rows"], 2)
     details |= {name: log[name] for name in ("hardware", "fit_cpu_seconds", "peak_memory_mib") if name in log}
-    nats = ("reconstruction_own_latent", "reconstruction_shuffled_latent", "reconstruction_draft_alone")
+    nats = ("reconstruction_own_latent", "reconstruction_shuffled_latent", "reconstruction_draft_alone", "draft_nats")
     details |= {name: round(log[name], 3) for name in nats if log.get(name) is not None}
+    parts_of_fit = ("draft_seconds", "denoiser_seconds", "encoding_seconds", "autoencoder_seconds")
+    details |= {name: round(log[name], 1) for name in parts_of_fit if name in log} | {"writer": log["writer"]}
     # Row i depends on the seed and i alone: rows sampled before are the first.
     parts, sampled = [], {"sample_seconds": 0.0, "validity_rate": 1.0}
-    alone = method == "difflm_draft_alone"
-    name = f"rows-{prior}{'-draft' if alone else ''}"
+    writer = WRITERS.get(method, "auto")
+    name = f"rows-{prior}{'' if writer == 'auto' else f'-{writer}'}"
     known = [
         path
         for path in folder.glob(f"{name}-[0-9]*.parquet")
@@ -107,8 +105,7 @@ def sample_difflm(
     while done < count and time.monotonic() - started < seconds_left:
         size = min(ROWS_AT_ONCE, count - done)
         part = None if latents is None else latents[done : done + size]
-        with silenced(pipe.autoencoder.decoder) if alone else contextlib.nullcontext():
-            result = pipe(num_samples=size, seed=seed, latents=part, first_row=done)
+        result = pipe(num_samples=size, seed=seed, latents=part, first_row=done, writer=writer)
         parts.append(result.to_pandas())
         valid += size * float(result.valid_first_attempt)
         done += size
@@ -121,20 +118,6 @@ def sample_difflm(
         rows.to_parquet(temporary)
     write_text(kept.with_suffix(".json"), notes)
     return rows, details | sampled
-
-
-@contextlib.contextmanager
-def silenced(decoder: Any) -> Iterator[None]:
-    """While open, the language model's layers say nothing: tokens are drawn from what the draft says alone."""
-    if not supports(decoder):
-        raise SystemExit("the draft alone can only be sampled with a decoder that runs packed")
-    layers = decoder.base_model
-    before = layers.forward
-    layers.forward = lambda inputs_embeds, **kwargs: BaseModelOutput(torch.zeros_like(inputs_embeds))
-    try:
-        yield
-    finally:
-        layers.forward = before
 
 
 def _notes(path: Path) -> dict[str, float]:

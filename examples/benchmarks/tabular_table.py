@@ -15,7 +15,7 @@ from difflm.training.evaluation import registry
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
     "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "mostlyai", "great", "icl", "lora_lm",
-    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm",
+    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm_lm", "difflm",
 )  # fmt: skip
 # Figure to heading and decimals.
 FIGURES = {name: (figure.heading, figure.digits) for name, figure in registry.FIGURES.items() if figure.heading}

@@ -24,7 +24,9 @@ def add_command(commands: Any) -> None:
         "fit",
         help="fit a DiffLM on a table and save it as a pipeline",
         description="Fit a DiffLM on a table and save it as a pipeline.\n\n"
-        "First the autoencoder is trained (the language model stays frozen), then the diffusion model on its latents.",
+        "First a small draft of the table's columns is trained, then the diffusion model on its latents, then what "
+        "lets the frozen language model read them. Texts get a part of the latents from an encoder, which is trained "
+        "before the diffusion model.",
         epilog="example: difflm fit penguins.csv --output-dir out --max-minutes 10",
         formatter_class=HelpFormatter,
     )
@@ -35,8 +37,8 @@ def add_command(commands: Any) -> None:
         "--preset",
         choices=("tiny", "small", "paper"),
         default="small",
-        help="tiny: SmolLM2-135M and MiniLM, few epochs, at most 5 minutes; small: the same models, at most 40 epochs "
-        "and 60 minutes; paper: Mistral-7B-Instruct and BERT in the paper's sizes, needs a large GPU",
+        help="tiny: SmolLM2-135M and MiniLM, few steps, at most 5 minutes; small: the same models, at most 20 "
+        "minutes; paper: Mistral-7B-Instruct and BERT in the paper's sizes, needs a large GPU",
     )
     models.add_argument(
         "--encoder",
@@ -122,7 +124,14 @@ def add_command(commands: Any) -> None:
         "--max-minutes",
         type=positive_float,
         metavar="MINUTES",
-        help="time limit of both stages together, in minutes (default: the preset's)",
+        help="time limit of all stages together, in minutes (default: the preset's); a table without texts may end "
+        "earlier",
+    )
+    training.add_argument(
+        "--writer",
+        choices=("auto", "lm", "draft"),
+        help="who writes the records: the language model, or the draft (texts always by the former); auto decides by "
+        "what held-out records cost each (default: auto)",
     )
     training.add_argument(
         "--batch-size", type=positive_int, metavar="N", help="records in one training step (default: the preset's)"
@@ -178,6 +187,7 @@ def fit_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "epochs",
         "max_minutes",
         "batch_size",
+        "writer",
         "condition_columns",
         "text_columns",
         "max_length",
@@ -199,13 +209,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Fit; return the exit status."""
     for path in filter(None, (arguments.data, arguments.validation)):
         check_table(path)
+    from difflm.files import read_json
     from difflm.training.fitting import fit
 
     started = time.monotonic()
-    fit(arguments.data, arguments.output_dir, **fit_arguments(arguments))
+    pipeline = fit(arguments.data, arguments.output_dir, **fit_arguments(arguments))
     if int(os.environ.get("RANK", "0")):  # of several processes one speaks
         return 0
     minutes = (time.monotonic() - started) / 60
+    if reason := read_json(Path(arguments.output_dir) / "training_log.json").get("writer_reason"):
+        writer = "language model" if pipeline.config["writer"] == "lm" else "draft"
+        print(f"Records are written by the {writer}: {reason}.")
     print(f"Fitted in {minutes:.1f} minutes. Sample with:")
     print(f"  difflm sample {shlex.quote(arguments.output_dir)} -n 1000 -o rows.parquet")
     return 0
@@ -214,9 +228,9 @@ def run(arguments: argparse.Namespace) -> int:
 def last_checkpoint(folder: str | Path) -> Path | None:
     """Return the newest checkpoint below a fit's folder, or None.
 
-    That is a ``checkpoint-*`` of either stage, or the finished autoencoder between the two.
+    That is a ``checkpoint-*`` of a stage, or a finished one's result.
     """
-    found = [path for name in ("checkpoint-*", "fitted_autoencoder") for path in Path(folder).glob(f"**/{name}")]
+    found = [path for name in ("checkpoint-*", "fitted_*") for path in Path(folder).glob(f"**/{name}")]
     return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime, default=None)
 
 

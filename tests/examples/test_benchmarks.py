@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import sys
@@ -14,7 +13,6 @@ import pytest
 
 from difflm.pipelines import DiffLMPipeline
 from difflm.training.evaluation.baselines import BaselineUnavailableError
-from difflm.training.policy import Policy
 from difflm.training.presets import PRESETS
 from tests.conftest import tiny_preset
 
@@ -230,29 +228,25 @@ def test_difflm_is_fitted_once_and_sampled_from_every_prior(tabular, data_dir, t
     assert pd.read_parquet(fits / "adult-0/rows-diffusion-20.parquet").equals(added.head(20))
 
 
-def test_the_draft_alone_is_sampled_and_the_fit_without_it_is_another(
+def test_the_language_model_writes_the_same_latents_and_the_fit_without_a_draft_is_another(
     tabular, data_dir, tmp_path, monkeypatch, model_folders
 ):
-    policy = Policy(min_rows_to_warm_up=100)
-    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(tiny_preset(model_folders), policy=policy))
+    monkeypatch.setitem(PRESETS, "tiny", tiny_preset(model_folders))
     results, fits = tmp_path / "results", tmp_path / "fits"
     options = ["--dataset", "adult", "--data-dir", data_dir, "--results", results, "--seeds", 1, "--fit-dir", fits]
-    options += ["--preset", "tiny", "--rows", 40, "--methods", "difflm,difflm_draft_alone,difflm_no_draft"]
+    options += ["--preset", "tiny", "--rows", 40, "--methods", "difflm,difflm_lm,difflm_no_draft"]
     assert run(tabular, monkeypatch, *options) == 0
     entries = {
         method: json.loads((results / f"adult-{method}-0.json").read_text(encoding="utf-8"))["fit"]
-        for method in ("difflm", "difflm_draft_alone", "difflm_no_draft")
+        for method in ("difflm", "difflm_lm", "difflm_no_draft")
     }
-    assert entries["difflm"]["fit_seconds"] == entries["difflm_draft_alone"]["fit_seconds"]
-    assert "reconstruction_draft_alone" in entries["difflm"]
-    assert "reconstruction_draft_alone" not in entries["difflm_no_draft"]
-    rows = {name: pd.read_parquet(fits / f"adult-0/rows-diffusion{name}-40.parquet") for name in ("", "-draft")}
-    # The same latents, read by the draft and by the language model with it.
-    assert len(rows["-draft"]) == 40 and not rows[""].equals(rows["-draft"])
+    assert entries["difflm"]["fit_seconds"] == entries["difflm_lm"]["fit_seconds"]
+    assert entries["difflm"]["writer"] == "draft" and entries["difflm"]["draft_seconds"] > 0
+    assert entries["difflm_no_draft"]["writer"] == "lm" and "draft_nats" not in entries["difflm_no_draft"]
+    rows = {name: pd.read_parquet(fits / f"adult-0/rows-diffusion{name}-40.parquet") for name in ("", "-lm")}
+    assert len(rows["-lm"]) == 40 and not rows[""].equals(rows["-lm"])
     pipe = DiffLMPipeline.from_pretrained(fits / "adult-0")
-    with sys.modules["tabular_difflm"].silenced(pipe.autoencoder.decoder):
-        pass
-    pd.testing.assert_frame_equal(pipe(num_samples=40, seed=0).to_pandas(), rows[""])  # it speaks again
+    pd.testing.assert_frame_equal(pipe(num_samples=40, seed=0).to_pandas(), rows[""])
 
 
 def test_unknown_method(tabular, monkeypatch, capsys):

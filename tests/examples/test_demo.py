@@ -24,6 +24,7 @@ def penguins():
 def bars(real, synthetic, **changes):
     keywords = {
         "valid_first_attempt": 1.0,
+        "valid_by_language_model": 1.0,
         "reconstruction_own": 10.0,
         "reconstruction_shuffled": 30.0,
         "identical_after_reload": True,
@@ -61,6 +62,7 @@ def test_each_promise_can_break(penguins):
         return penguins.assign(**{name: penguins[name].where(~rows, value) for name, value in columns.items()})
 
     assert broken(valid_first_attempt=0.94) == ["records valid on the first attempt"]
+    assert broken(valid_by_language_model=0.94) == ["the language model's records valid on the first attempt"]
     assert broken(identical_after_reload=False) == ["the reloaded pipeline gives the same bytes"]
     assert broken(reconstruction_own=30.0) == [
         "a record is reconstructed better from its own latent than from another's"
@@ -94,12 +96,13 @@ def stand_ins(monkeypatch, penguins):
     """A fit that writes what a fit leaves, and a pipeline that returns real penguins."""
     sampled = []
 
-    def pipe(num_samples, seed, batch_size, constrained=True, max_attempts=10):
-        sampled.append((num_samples, seed, constrained))
+    def pipe(num_samples, seed, batch_size, writer="auto", constrained=True, max_attempts=10):
+        sampled.append((num_samples, seed, writer, constrained))
         frame = penguins.sample(num_samples, replace=True, random_state=seed).reset_index(drop=True)
         return sampled_output(frame, np.random.default_rng(seed).normal(size=(num_samples, 4)))
 
-    def fit(data, output_dir, **keywords):
+    def fit(data, output_dir, *, preset, policy, **keywords):
+        assert preset.max_minutes is None and preset.policy.changed(policy).floor_steps == 40
         folder = demo.Path(output_dir)
         folder.mkdir(parents=True)
         log = {
@@ -107,6 +110,8 @@ def stand_ins(monkeypatch, penguins):
             "reconstruction_shuffled_latent": 30.0,
             "fit_seconds": 61.0,
             "rows_seen": 1234,
+            "writer": "draft",
+            "writer_reason": "it is cheaper",
             "autoencoder_history": [{"step": 1, "loss": 3.0, "reconstruction": 2.0}],
             "denoiser_history": [{"step": 1, "train_loss": 1.0}],
         }
@@ -132,7 +137,9 @@ def test_writes_everything_it_promises(stand_ins, tmp_path, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     promised = {
         "valid_first_attempt",
-        "valid_first_attempt_unconstrained",
+        "valid_by_language_model",
+        "valid_by_language_model_unconstrained",
+        "writer_reason",
         "shape_error_percent",
         "reconstruction_own_latent",
         "reconstruction_shuffled_latent",
@@ -147,7 +154,12 @@ def test_writes_everything_it_promises(stand_ins, tmp_path, capsys):
     assert summary["versions"]["torch"]
     assert len(pd.read_parquet(folder / "synthetic.parquet")) == 300
     assert (folder / "report.html").read_text(encoding="utf-8").count("<img") == 11
-    assert stand_ins == [(300, 0, True), (100, 1, False), (300, 0, True)]
+    assert stand_ins == [
+        (300, 0, "auto", True),
+        (50, 0, "lm", True),
+        (50, 1, "lm", False),
+        (300, 0, "auto", True),
+    ]
     printed = capsys.readouterr().out
     assert "mean shape error" in printed
     assert "FAILED" not in printed

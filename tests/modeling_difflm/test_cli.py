@@ -203,7 +203,7 @@ class TestFit:
         every += " --rare-categories merge --rare-below 3 --ranges rounded"
         every += " --batch-size 1 --condition-columns a --text-columns b --validation v --delimiter tab"
         every += " --encoding utf-8 --na-values x --decimal , --thousands . --category-columns c --max-decimals 3"
-        every += " --max-length 9 --overlong drop --device cuda:1 --dtype float32"
+        every += " --max-length 9 --overlong drop --device cuda:1 --dtype float32 --writer lm"
         arguments = build_parser().parse_args(["fit", str(table), "-o", "out", *every.split()])
         inspect.signature(fit).bind(arguments.data, arguments.output_dir, **fit_arguments(arguments))
         options = {action.dest for action in subcommands()["fit"]._actions} - {"help", "data", "output_dir"}

@@ -21,7 +21,7 @@ from difflm.training.latent_warmup import warmed_up_parts
 from difflm.training.policy import Policy
 from difflm.training.record_dataset import RecordDataset
 from difflm.training.time_budget import TimeBudget
-from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpoints
+from difflm.training.trainer_callbacks import EarlyStoppingAtFloor, TimedCheckpoints, TimeLimit
 
 
 @pytest.fixture
@@ -221,7 +221,8 @@ def test_latents_are_warmed_up_once_and_within_the_time(model_folders, dataset, 
         clock[0] += 30
 
     monkeypatch.setattr(autoencoder_trainer, "warm_up_latents", warm_up)
-    monkeypatch.setattr(Trainer, "train", lambda self, resume=None: self.time_limit.on_train_begin())
+    begin = TimeLimit.on_train_begin
+    monkeypatch.setattr(Trainer, "train", lambda self, resume=None: begin(self.time_limit, None, TrainerState(), None))
     shares = []
     draft = {
         "num_embedded_columns": 4,

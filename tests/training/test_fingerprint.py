@@ -18,7 +18,7 @@ from tests.conftest import tiny_preset
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, model_folders, small_table):
-    """The folder of a fit that ended between its stages; resuming it in vain does not change it."""
+    """The folder of a fit that ended between its parts; resuming it in vain does not change it."""
     folder = tmp_path_factory.mktemp("begun") / "out"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(DenoiserTrainer, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -38,6 +38,7 @@ CHANGES = {
     "the order of the rows": (lambda table: {"data": swapped(table)}, "other data:"),
     "fewer rows": (lambda table: {"data": table[:59]}, "other data:"),
     "another column": (lambda table: {"data": table.assign(n=1)}, "other data:"),
+    "the writer": (lambda table: {"writer": "lm"}, r"other writer \(auto, now lm\):"),
     "the seed": (lambda table: {"seed": 7}, r"other seed \(0, now 7\):"),
     "validation data": (lambda table: {"validation": table[:5]}, "other validation:"),
     "condition columns": (lambda table: {"condition_columns": ["kind"]}, "other condition_columns:"),
@@ -73,7 +74,7 @@ def test_another_fit_is_refused_and_says_why(begun, small_table, model_folders, 
     with pytest.raises(ResumeError, match=f"was started with {message}"):
         fit(output_dir=begun, resume=True, show_progress=False, **keywords)
     assert (begun / "checkpoints" / "difflm_fit.json").read_bytes() == before
-    assert (begun / "checkpoints" / "fitted_autoencoder").is_dir()
+    assert (begun / "checkpoints" / "fitted_draft").is_dir()
 
 
 def test_time_and_bars_may_differ_and_so_may_the_source(small_table, model_folders, tmp_path, monkeypatch):

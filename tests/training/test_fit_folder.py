@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import fit_folder
-from difflm.training.autoencoder_trainer import AutoencoderTrainer
+from difflm.training import draft_stage, fit_folder
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fit_folder import FitFolder, FolderInUseError
 from difflm.training.fitting import fit
+from difflm.training.script_results import save_result
 from tests.conftest import tiny_preset
 
 
@@ -52,7 +52,7 @@ def run(path: Path, text: str, *more: str, overwrite: bool = False) -> FitFolder
     folder = FitFolder(path)
     folder.check(overwrite=overwrite)
     with folder.opened({"seed": text, "versions": {}}, resume=False):
-        folder.save_autoencoder(lambda stage: (stage / "stage.json").write_text(text))
+        save_result(folder.autoencoder, lambda stage: (stage / "stage.json").write_text(text))
         folder.save_pipeline(write_pipeline(text, *more))
     return folder
 
@@ -116,7 +116,7 @@ FAILURES = {
     "no such condition": ({"condition_columns": ["colour"]}, None, ValueError),
     "a wrong option of the second stage": ({"denoiser_kwargs": {"batch_size": 0}}, None, ValueError),
     "a wrong option of the first stage": ({"training_kwargs": {"beta_schedule": "up"}}, None, ValueError),
-    "Ctrl-C in the first step": ({}, (AutoencoderTrainer, "compute_loss", interrupt), KeyboardInterrupt),
+    "Ctrl-C in the first part": ({}, (draft_stage, "train_draft", interrupt), KeyboardInterrupt),
 }
 
 
@@ -146,7 +146,7 @@ class TestAFitThatFailsBeforeItsFirstCheckpoint:
             assert not (tmp_path / "deep").exists()
 
 
-def test_a_full_disk_leaves_the_old_pipeline_and_the_way_on(fitted, preset, small_table, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_pipeline_and_the_way_on(drafted, preset, small_table, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     old = run(folder, "old")
     before = content(folder)
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_old_pipeline_and_the_way_on(fitted, preset, smal
         old.check()
     resumed = fit(small_table, folder, preset=preset, resume=True, show_progress=False)
     assert not (folder / "checkpoints").exists()
-    assert resumed(3, seed=0).records == fitted[0](3, seed=0).records
+    assert resumed(3, seed=0).records == drafted[0](3, seed=0).records
 
 
 def test_a_fit_that_was_to_replace_a_pipeline_resumes(preset, small_table, tmp_path, monkeypatch):
@@ -248,11 +248,12 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from difflm.training.fit_folder import FitFolder
+from difflm.training.script_results import save_result
 folder = FitFolder(sys.argv[1])
 folder.check()
 with folder.opened({"versions": {}}, resume=False):
     if sys.argv[2] == "checkpoint":
-        folder.save_autoencoder(lambda stage: (stage / "stage.json").write_text("whole"))
+        save_result(folder.autoencoder, lambda stage: (stage / "stage.json").write_text("whole"))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

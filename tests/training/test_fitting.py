@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from difflm.build_difflm import from_encoder_decoder
 from difflm.modeling_difflm import DiffLMModel, multiplies_bf16
 from difflm.pipelines.pipeline_difflm import DiffLMPipeline
-from difflm.training import autoencoder_trainer, fitting, preparation
+from difflm.training import autoencoder_stage, autoencoder_trainer, denoiser_stage, preparation
 from difflm.training.autoencoder_trainer import AutoencoderTrainer
 from difflm.training.denoiser_trainer import DenoiserTrainer
 from difflm.training.fitting import fit, warn_of_idle_latents
@@ -40,16 +40,12 @@ def test_the_posterior_reads_columns_as_in_training(fitted, small_table, model_f
 
 @pytest.fixture
 def preset(model_folders) -> Preset:
-    return Preset(
-        encoder=model_folders["encoder"],
-        decoder=model_folders["decoder"],
-        epochs=1.0,
-        max_minutes=None,
-        batch_size=8,
-        denoiser_steps=10,
-        model={"decoder_dtype": "float32", "latent_size": 4, "num_injection_tokens": 2},
-        denoiser={"hidden_size": 16, "num_blocks": 1},
-    )
+    return tiny_preset(model_folders, epochs=1.0, denoiser_steps=10)
+
+
+@pytest.fixture
+def without_draft(preset) -> Preset:
+    return dataclasses.replace(preset, column_draft=False)
 
 
 def test_what_a_fit_leaves(fitted, small_table):
@@ -81,13 +77,14 @@ def test_the_decoder_is_not_saved_and_not_changed(fitted, model_folders):
 
 def test_the_same_seed_gives_the_same_fit(preset, small_table, tmp_path):
     first, second = (fit(small_table, tmp_path / name, preset=preset, show_progress=False) for name in ("a", "b"))
-    for part in ("autoencoder", "denoiser"):
+    for part in ("draft", "autoencoder", "denoiser"):
         one, other = getattr(first, part).state_dict(), getattr(second, part).state_dict()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_interrupted_fits_resume(preset, small_table, tmp_path, monkeypatch, stage):
+def test_interrupted_fits_resume(without_draft, small_table, tmp_path, monkeypatch, stage):
+    preset = without_draft
     whole = fit(small_table, tmp_path / "whole", preset=preset, show_progress=False)
     training = {"save_steps": 2, "save_strategy": "steps"}
 
@@ -119,7 +116,7 @@ def test_interrupted_fits_resume(preset, small_table, tmp_path, monkeypatch, sta
     assert (tmp_path / "parts" / "model_index.json").exists()
 
 
-def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_path, monkeypatch):
+def test_a_slow_encoder_leaves_the_denoiser_its_time(without_draft, small_table, tmp_path, monkeypatch):
     budgets = []
     monkeypatch.setattr(
         AutoencoderTrainer, "train", lambda self, *args, **kwargs: budgets.append(self.args.max_minutes)
@@ -127,39 +124,42 @@ def test_a_slow_encoder_leaves_the_denoiser_its_time(preset, small_table, tmp_pa
     monkeypatch.setattr(AutoencoderTrainer, "keep_best", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     for name, seconds in (("fast", 1.0), ("slow", 60.0), ("hopeless", 1e6), ("warmed up", 1.0)):
         policy = Policy(min_rows_to_warm_up=1) if name == "warmed up" else None
-        monkeypatch.setattr(fitting, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
+        monkeypatch.setattr(autoencoder_stage, "estimated_seconds", lambda *args, seconds=seconds, **kwargs: seconds)
+        options = {"preset": without_draft, "max_minutes": 10.0, "policy": policy, "show_progress": False}
         with pytest.raises(KeyboardInterrupt):
-            fit(small_table, tmp_path / name, preset=preset, show_progress=False, max_minutes=10.0, policy=policy)
+            fit(small_table, tmp_path / name, **options)
     assert budgets == pytest.approx([8.5, 6.8, 5.0, 7.5])  # the slow one encodes both parts for two minutes
 
 
 @pytest.mark.parametrize(("steps", "interval"), [(600, 100), (8_000, 200), (40_000, 250)])
-def test_the_denoisers_best_weights_are_looked_for_often(preset, small_table, tmp_path, monkeypatch, steps, interval):
+def test_the_denoisers_best_weights_are_looked_for_often(
+    without_draft, small_table, tmp_path, monkeypatch, steps, interval
+):
     found = []
 
     def trainer(denoiser, args, *datasets, **options):
         found.append((args.max_steps, args.eval_steps))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "DenoiserTrainer", trainer)
+    monkeypatch.setattr(denoiser_stage, "DenoiserTrainer", trainer)
     with pytest.raises(KeyboardInterrupt):
         fit(
             small_table,
             tmp_path / "out",
-            preset=dataclasses.replace(preset, denoiser_steps=steps),
+            preset=dataclasses.replace(without_draft, denoiser_steps=steps),
             show_progress=False,
         )
     assert found == [(steps, interval)]
 
 
 @pytest.mark.parametrize("warmed", [True, False])
-def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path, monkeypatch, warmed):
+def test_only_tables_of_some_length_are_warmed_up(without_draft, small_table, tmp_path, monkeypatch, warmed):
     steps = []
     monkeypatch.setattr(
         autoencoder_trainer, "warm_up_latents", lambda *args, **options: steps.append(options["steps"])
     )
     policy = {"min_rows_to_warm_up": 54 if warmed else 55}
-    pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False, policy=policy)
+    pipeline = fit(small_table, tmp_path / "out", preset=without_draft, show_progress=False, policy=policy)
     assert steps == ([1500] if warmed else [])
     config = pipeline.autoencoder.config
     assert config.column_loss_weight == (1.0 if warmed else 0.0)
@@ -168,8 +168,8 @@ def test_only_tables_of_some_length_are_warmed_up(preset, small_table, tmp_path,
     assert (log["reconstruction_draft_alone"] is not None) == warmed
 
 
-def test_a_draft_has_its_say_in_what_is_written(preset, small_table, tmp_path):
-    preset = dataclasses.replace(preset, policy=Policy(min_rows_to_warm_up=54))
+def test_a_draft_has_its_say_in_what_is_written(without_draft, small_table, tmp_path):
+    preset = dataclasses.replace(without_draft, policy=Policy(min_rows_to_warm_up=54))
     pipeline = fit(small_table, tmp_path / "out", preset=preset, show_progress=False)
     loaded = DiffLMPipeline.from_pretrained(tmp_path / "out")
     sampled = [

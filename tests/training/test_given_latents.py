@@ -9,7 +9,8 @@ from difflm.build_difflm import from_encoder_decoder
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.autoencoder_config import AutoencoderTrainingArguments
 from difflm.training.autoencoder_losses import AutoencoderObjective
-from difflm.training.autoencoder_trainer import AutoencoderTrainer, with_column_noise
+from difflm.training.autoencoder_trainer import AutoencoderTrainer
+from difflm.training.draft_stage import with_evaluation_noise
 from difflm.training.encode_latents import encode_latents, estimated_seconds
 from difflm.training.latent_warmup import warm_up_latents
 from difflm.training.record_dataset import RecordDataset
@@ -102,10 +103,11 @@ def test_a_warm_up_trains_the_draft_alone(model_folders, dataset, text_size):
     assert losses[1] < losses[0] - 0.02
 
 
-def test_evaluation_sees_latents_as_they_are_sampled(model_folders):
-    means = torch.zeros(4000, 5)
-    noisy = with_column_noise(build(model_folders, 3), means, seed=1)
+def test_evaluation_sees_latents_as_they_are_sampled():
+    means, noise = torch.zeros(4000, 5), torch.tensor(NOISE)
+    noisy = with_evaluation_noise(means, noise, seed=1)
     assert torch.equal(noisy[:, 2:], means[:, 2:])
-    torch.testing.assert_close(noisy[:, :2].std(dim=0), torch.tensor(NOISE), atol=0.02, rtol=0)
-    assert torch.equal(noisy, with_column_noise(build(model_folders, 3), means, seed=1))
-    assert not torch.equal(noisy, with_column_noise(build(model_folders, 3), means, seed=2))
+    torch.testing.assert_close(noisy[:, :2].std(dim=0), noise, atol=0.02, rtol=0)
+    assert torch.equal(noisy, with_evaluation_noise(means, noise, seed=1))
+    assert not torch.equal(noisy, with_evaluation_noise(means, noise, seed=2))
+    assert torch.equal(with_evaluation_noise(means, torch.tensor([]), seed=1), means)

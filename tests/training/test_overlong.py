@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from difflm.cli.command import build_parser
 from difflm.pipelines.vocabulary import tokenize_segment
@@ -15,7 +15,7 @@ from difflm.training.decoder_context import record_room
 from difflm.training.fitting import fit
 from difflm.training.overlong import RecordTooLongError
 from difflm.training.preparation import TooFewRecordsError, prepare
-from tests.conftest import build_tiny_model, tiny_preset
+from tests.conftest import tiny_preset
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_too_few_are_left(preset, notes):
 
 
 def test_records_longer_than_the_decoders_context_are_refused_before_training(preset, notes, tmp_path, monkeypatch):
-    monkeypatch.setattr("difflm.training.fitting.train_autoencoder", lambda *args, **kwargs: pytest.fail("trained"))
+    monkeypatch.setattr("difflm.training.fit_parts.fit_columns", lambda *args, **kwargs: pytest.fail("trained"))
     notes.loc[9, "note"] = "y" * 600
     with pytest.raises(RecordTooLongError, match=r"has 6\d\d tokens \(60\d of them its column 'note'\)") as caught:
         fit(notes, tmp_path / "out", preset=preset, show_progress=False)
@@ -93,10 +93,11 @@ def test_records_longer_than_the_decoders_context_are_refused_before_training(pr
 def test_no_record_is_written_longer_than_the_decoders_context(preset, notes, tmp_path, model_folders):
     pipeline = fit(notes, tmp_path / "out", preset=preset, show_progress=False, epochs=1)
     assert pipeline.config.max_new_tokens == 509
-    model = build_tiny_model(model_folders, injection="embedding")
-    assert record_room(model) == 512
-    model.decoder.config.max_position_embeddings = -1  # as some say that there is none
-    assert record_room(model) is None
+    config = AutoConfig.from_pretrained(model_folders["decoder"])
+    assert record_room(config, {"injection": "embedding"}) == 512
+    assert record_room(config, {"injection": "soft_prompt"}) == 504
+    config.max_position_embeddings = -1  # as some say that there is none
+    assert record_room(config, {}) is None
 
 
 def test_long_texts_are_tokenised_without_a_warning_of_the_tokenizers(notes, model_folders, capfd):

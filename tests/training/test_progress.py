@@ -11,11 +11,8 @@ from difflm.training.fitting import fit
 from difflm.training.presets import Preset
 from difflm.training.progress import FitProgress
 from difflm.training.time_budget import TimeBudget
-
-
-class Budget(TimeBudget):
-    share = 0.0
-
+from difflm.training.trainer_callbacks import TimeLimit
+from tests.conftest import tiny_preset
 
 
 def state(step: int, max_steps: int) -> TrainerState:
@@ -24,16 +21,7 @@ def state(step: int, max_steps: int) -> TrainerState:
 
 @pytest.fixture
 def preset(model_folders) -> Preset:
-    return Preset(
-        encoder=model_folders["encoder"],
-        decoder=model_folders["decoder"],
-        epochs=3.0,
-        max_minutes=5.0,
-        batch_size=8,
-        denoiser_steps=10,
-        model={"decoder_dtype": "float32", "latent_size": 4, "num_injection_tokens": 2},
-        denoiser={"hidden_size": 16, "num_blocks": 1},
-    )
+    return tiny_preset(model_folders, max_minutes=5.0)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +35,9 @@ def preset(model_folders) -> Preset:
     ],
 )
 def test_the_total_follows_the_nearer_end(started_at, step, share, total, capsys):
-    progress = FitProgress(Budget(1.0))
+    progress = FitProgress(TimeLimit(TimeBudget(1.0)))
     progress.on_train_begin(None, state(started_at, 1000), TrainerControl())
-    progress.budget.share = share
+    progress.limit.share_used = share
     progress.on_step_end(None, state(step, 1000), TrainerControl())
     assert progress.bar.total == total
     assert progress.bar.n == step
@@ -58,10 +46,10 @@ def test_the_total_follows_the_nearer_end(started_at, step, share, total, capsys
 
 
 def test_time_used_before_the_first_step_is_not_the_steps():
-    progress = FitProgress(Budget(1.0))
-    progress.budget.share = 0.2
+    progress = FitProgress(TimeLimit(TimeBudget(1.0)))
+    progress.limit.share_used = 0.2
     progress.on_train_begin(None, state(0, 1000), TrainerControl())
-    progress.budget.share = 0.4
+    progress.limit.share_used = 0.4
     progress.on_step_end(None, state(10, 1000), TrainerControl())
     assert progress.bar.total == 40
 
@@ -71,7 +59,7 @@ def test_a_fit_shows_bars_and_no_raw_logs(preset, small_table, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out == ""
     bars = set(re.findall(r"([A-Z][^:\r\n]*):", err))
-    assert {"Fitting the autoencoder", "Training the denoiser"} <= bars
+    assert {"Training the draft", "Training the denoiser", "Fitting the language model"} <= bars
     assert "Writing model shards" not in bars
     assert "reconstruction=" in err
     assert "beta=" in err

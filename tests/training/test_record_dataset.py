@@ -40,3 +40,20 @@ def test_values_stand_beside_the_text(encoder_tokenizer, decoder_tokenizer):
     schema = RecordSchema.infer(words, text_columns=["b"])
     data = RecordDataset(words, schema, encoder_tokenizer, decoder_tokenizer, eos_token_id=1)
     assert "feature_values" not in RecordCollator()([data[0]])
+
+
+def test_tokens_of_columns_are_their_values_with_what_ends_them(decoder_tokenizer):
+    data = dataset(None, decoder_tokenizer)
+    assert len(data.token_ids(RECORDS[1])) == 5  # 2 3 , y and the end
+    assert data.tokens_of(RECORDS[1], ()) == [False] * 5
+    assert data.tokens_of(RECORDS[1], ("a",)) == [True, True, True, False, False]
+    assert data.tokens_of(RECORDS[1], ("b",)) == [False, False, False, True, True]
+    assert data.tokens_of(RECORDS[1], ("a", "b")) == [True] * 5
+
+
+def test_without_an_encoder_there_is_no_text_to_read(decoder_tokenizer):
+    latents = torch.tensor([[0.5, 1.0], [0.25, -1.0]])
+    data = dataset(None, decoder_tokenizer, column_latents=latents)
+    batch = RecordCollator()([data[0], data[1]])
+    assert batch.keys() == {"labels", "column_latents"}
+    assert torch.equal(batch["column_latents"], latents)

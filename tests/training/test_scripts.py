@@ -58,7 +58,7 @@ def test_the_scripts_end_in_the_pipeline_of_a_fit(model_folders, table, tmp_path
     assert second_script(stage, tmp_path, "--eval_steps", "5") == 0
     assert "Pipeline saved to" in capsys.readouterr().out
     parts = DiffLMPipeline.from_pretrained(tmp_path / "pipeline")
-    for part in ("autoencoder", "denoiser"):
+    for part in ("draft", "autoencoder", "denoiser"):
         one, other = getattr(whole, part).state_dict(), getattr(parts, part).state_dict()
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -69,18 +69,19 @@ def test_the_scripts_end_in_the_pipeline_of_a_fit(model_folders, table, tmp_path
         [*(path.name for path in (tmp_path / "pipeline").iterdir()), "difflm_fit.json"]
     )
     logs = [json.loads((tmp_path / name / "training_log.json").read_text()) for name in ("whole", "pipeline")]
-    for name in ("rows", "seed", "kl", "denoiser_steps", "reconstruction_own_latent", "left_out"):
+    for name in ("rows", "seed", "kl", "writer_reason", "denoiser_steps", "reconstruction_own_latent", "left_out"):
         assert logs[0][name] == logs[1][name]
 
 
 def test_the_training_options_that_are_given_count(model_folders, table, tmp_path):
     stage = first_script(table, tmp_path, model_folders, "--max_steps", "3", "--save_strategy", "no")
-    assert DiffLMModel.from_pretrained(stage).config.latent_size == 8
     fitted = FittedAutoencoder.load(stage)
+    size = fitted.draft.latent_size
+    assert DiffLMModel.from_pretrained(stage).config.latent_size == size
     assert fitted.log["autoencoder_steps"] == 3
     assert fitted.settings.epochs == 40  # the preset's, which were not given
-    assert fitted.latents.mean.shape == (54, 8)
-    assert fitted.held_out_latents.log_variance.shape == (6, 8)
+    assert fitted.latents.mean.shape == (54, size)
+    assert fitted.held_out_latents.log_variance.shape == (6, size)
     more = ["--max_steps", "4", "--unconditional", "--denoiser", json.dumps({"hidden_size": 16})]
     assert second_script(stage, tmp_path, *more) == 0
     pipeline = DiffLMPipeline.from_pretrained(tmp_path / "pipeline")

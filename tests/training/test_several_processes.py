@@ -43,7 +43,7 @@ def run(table: str, output: str, encoder: str, decoder: str, resume: bool = Fals
             "draft_dropout": 0.0,  # each process has its own
         },
         denoiser={"hidden_size": 32, "num_blocks": 2},
-        policy=Policy(min_rows_to_warm_up=20),
+        policy=Policy(column_min_steps=20, column_max_epochs=20, floor_steps=18, min_floor_steps=18),
     )
     fit(
         pd.read_csv(table),
@@ -87,7 +87,8 @@ def in_two_processes(arguments: list[str], *, dies_in: str = "", resume: bool = 
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
-    files = ("autoencoder/model.safetensors", "latents.safetensors", "denoiser/diffusion_pytorch_model.safetensors")
+    files = ["autoencoder/model.safetensors", "latents.safetensors"]
+    files += [f"{part}/diffusion_pytorch_model.safetensors" for part in ("draft", "denoiser")]
     return {f"{file}: {name}": value for file in files for name, value in load_file(folder / file).items()}
 
 
