@@ -49,9 +49,9 @@ class Policy:
         Noise at which the diffusion of a draft's latents ends, in standardised units; see [`DiffLMDenoiser`].
     text_latent_size : int, default 32
         Dimensions of the text's part of the latent beside a draft's.
-    denoiser_passes : int, default 70
+    denoiser_passes : int, default 130
         Passes over a draft's latents that the denoiser makes, within the bounds of steps below.
-    min_denoiser_steps, max_denoiser_steps : int, default 1500, 6000
+    min_denoiser_steps, max_denoiser_steps : int, default 1500, 8000
         Its steps are as many at least and at most (but for a preset's ``denoiser_steps``, if it is smaller).
     min_autoencoder_share : float, default 0.5
         The autoencoder's share is never less, however long encoding takes.
@@ -157,9 +157,9 @@ class Policy:
     min_writer_gain: float = 0.01
     noise_floor: float = 0.5
     text_latent_size: int = 32
-    denoiser_passes: int = 70
+    denoiser_passes: int = 130
     min_denoiser_steps: int = 1500
-    max_denoiser_steps: int = 6000
+    max_denoiser_steps: int = 8000
     min_autoencoder_share: float = 0.5
     min_denoiser_seconds: float = 20.0
     max_evaluation_records: int = 128

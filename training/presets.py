@@ -63,7 +63,7 @@ class Preset:
     denoiser_steps: int = 40_000
     denoiser_learning_rate: float = 2e-3
     model: dict[str, Any] = field(default_factory=dict)
-    denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 256, "num_blocks": 4})
+    denoiser: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 512, "num_blocks": 4})
     policy: Policy = Policy()
 
 

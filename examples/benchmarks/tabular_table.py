@@ -35,6 +35,7 @@ HEADLINES = {
 }
 RUN = (
     "method", "fits", "budget min", "hardware", "rows fitted", "fit s", "CPU s", "epochs", "rows sampled", "sample s",
+    "rows/s",
 )  # fmt: skip
 # The paper's, table by table; Mistral-7B, 56 hours of an A100 on Adult.
 PUBLISHED_SHAPE = {"adult": 9.74, "default": 9.06, "magic": 7.53, "shoppers": 10.07, "beijing": 6.35}
@@ -87,6 +88,13 @@ def _cell(runs: list[dict[str, Any]], name: str, digits: int) -> str:
     spread = pstdev(values) if len(values) > 1 else figures[0].get("std")
     interval = f" ({figures[0]['low']:.2f} to {figures[0]['high']:.2f})" if "low" in figures[0] else ""
     return f"{mean(values):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else interval)
+
+
+def _rate(runs: list[dict[str, Any]]) -> str:
+    """Rows written in a second."""
+    known = [(run["sampled_rows"], run["fit"].get("sample_seconds")) for run in runs if "sampled_rows" in run]
+    rates = [rows / seconds for rows, seconds in known if seconds]
+    return f"{mean(rates):,.1f}" if rates else ""
 
 
 def _summary(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
@@ -245,6 +253,7 @@ def render(folder: Path) -> str:
                 _average(runs, "epochs", 2),
                 " / ".join(f"{run['sampled_rows']:,}" for run in runs if "sampled_rows" in run),
                 _average(runs, "sample_seconds", 0),
+                _rate(runs),
             ]
             cells += [_cell(runs, name, digits) for name, (_, digits) in FIGURES.items()]
             lines.append(f"| {' | '.join(cells)} |")
