@@ -116,7 +116,8 @@ def train_draft(
     budget, best, history = TimeBudget(max_seconds), KeepBest(), []
     started, step, total, stop_reason = time.monotonic(), 0, 0.0, "max_epochs"
     most = max(policy.column_min_steps, policy.column_max_epochs * per_epoch)
-    bar = tqdm(total=most, desc="Training the draft", unit="step", disable=not show_progress)
+    # Without a total: it ends when held-out records gain no more.
+    bar = tqdm(desc="Training the draft", unit="step", disable=not show_progress)
     bf16 = multiplies_bf16(torch.device(device))
     draft.train()
     with bar, _dropout(seed, device):
