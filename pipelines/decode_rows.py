@@ -1,26 +1,44 @@
 """Decoding many records at once: a loop over any causal LM's own forward pass, packed (see packed_attention.py).
 
 Each row goes at its own pace. One forward pass takes, for every row in the batch, the token just drawn and all tokens
-that are forced behind it (keys, punctuation, the rest of a category), so a row costs one pass per choice, not per
-token. Rows that finish leave the batch and waiting rows take their places; tokens forced behind the last choice need
-no pass at all.
+that are forced behind it (keys, punctuation, the rest of a category), so a row costs one pass per choice at most, not
+per token; where choices can be guessed (see proposals.py), one pass judges several. Rows that finish leave the batch
+and waiting rows take their places; tokens forced behind the last choice need no pass at all.
 
 The tokens are those of transformers' `generate` with the same constraint and the same row randomness, up to rounding.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError
+from .errors import ArgumentError, DecodingError
 from .packed_attention import PackedDecoder, UnsupportedDecoderError, packed, probe
+from .packed_linear import fast_linears
+from .proposals import DraftProposals
 from .token_sampling import RowRandom, choose_tokens
+
+
+#: Of one row in one pass.
+MOST_GUESSES = 32
+
+
+@dataclass
+class _Guess:
+    """A choice that is taken for granted until the decoder has its say."""
+
+    place: int  # of the draft
+    token: int
+    run: list[int]  # the token and those forced behind it
+    state: Any  # behind them
 
 
 @dataclass
@@ -29,10 +47,12 @@ class _Row:
     state: Any
     random: RowRandom
     tokens: list[int] = field(default_factory=list)
-    run: list[int] = field(default_factory=list)
+    run: list[int] = field(default_factory=list)  # tokens to be fed, up to the next choice
+    guesses: list[_Guess] = field(default_factory=list)
+    located: list[tuple[int, int]] = field(default_factory=list)  # of `fed`: see `locate`
     position: int = 0
-    column: int = 0  # of the last token fed
-    since: int = -1  # tokens from that column's first to the last fed
+    column: int = 0  # of the last token fed for good
+    since: int = -1  # tokens from that column's first to the last fed for good
 
     def take(self, tokens: list[int], most: int) -> bool:
         """Append `tokens`, to be fed next; whether another choice follows."""
@@ -40,28 +60,62 @@ class _Row:
         self.run = tokens
         return not self.state.done and len(self.tokens) < most
 
-    def columns(self, separators: frozenset[int]) -> list[int]:
-        """The columns of the run's tokens (see `locate`)."""
-        found = []
-        for token in self.run:
-            if token in separators:
-                self.column, self.since = self.column + 1, 0
-            else:
-                self.since += 1
-            found.append(self.column)
-        return found
+    def locate(self, tokens: list[int], separators: frozenset[int]) -> None:
+        """Find the columns of further tokens that are to be fed."""
+        column, since = self.located[-1] if self.located else (self.column, self.since)
+        for token in tokens:
+            column, since = (column + 1, 0) if token in separators else (column, since + 1)
+            self.located.append((column, since))
+
+    @property
+    def fed_runs(self) -> list[list[int]]:
+        """The run and the guesses behind it, but for one that ends the record: nothing is drawn after it."""
+        return [self.run, *(guess.run for guess in self.guesses if not guess.state.done)]
+
+    @property
+    def open_states(self) -> list[Any]:
+        """The states in which tokens are to be drawn, one after each of the runs that are fed."""
+        return [self.state, *(guess.state for guess in self.guesses if not guess.state.done)]
+
+    def settle(self, drawn: list[int], most: int) -> bool:
+        """Keep the guesses that were drawn too, then take the next token drawn; whether another choice follows."""
+        stood = 0
+        while stood < len(self.guesses) and self.guesses[stood].token == drawn[stood]:
+            stood += 1
+        kept = self.guesses[:stood]
+        fed = sum(map(len, self.fed_runs[: stood + 1]))
+        # What was fed in vain is overwritten: of the cache, nothing behind a row's position is seen.
+        self.position += fed
+        self.column, self.since = self.located[fed - 1]
+        for guess in kept:
+            self.random.uniform()
+            self.tokens += guess.run
+            self.state = guess.state
+        self.guesses, self.located = [], []
+        if stood == len(drawn):
+            return False
+        self.random.uniform()
+        self.state.advance(drawn[stood])
+        return self.take([drawn[stood], *self.state.forced()], most)
 
 
 class _Batch:
     """The rows in the decoder: row `active[slot]` has the cache's slot `slot`."""
 
     def __init__(
-        self, inside: PackedDecoder, injection: Any, bos_token_id: int, most: int, options: Mapping[str, Any]
+        self,
+        inside: PackedDecoder,
+        injection: Any,
+        bos_token_id: int,
+        most: int,
+        options: Mapping[str, Any],
+        most_guesses: int,
     ) -> None:
         self.inside, self.injection, self.options = inside, injection, options
-        self.bos_token_id, self.most = bos_token_id, most
+        self.bos_token_id, self.most, self.most_guesses = bos_token_id, most, most_guesses
         self.separators = frozenset([] if injection.separator_ids is None else injection.separator_ids.tolist())
         inside.cache.memory = injection.past_key_values
+        self.proposals = DraftProposals.of(injection, inside.decoder.get_output_embeddings(), options)
         self.active: list[_Row] = []
         self.new: list[int] = []  # slots of the rows that have not been fed yet
         self.finished: list[_Row] = []
@@ -84,43 +138,109 @@ class _Batch:
                 self.finished.append(row)
 
     def step(self) -> None:
-        """One pass: feed every row's run, draw its next token."""
-        output = self._forward()
+        """One pass: feed every row's run and the guesses behind it, draw the tokens that follow."""
+        for row in self.active:
+            row.locate(row.run, self.separators)
+        if self.proposals is not None:
+            self._guess(self.proposals)
+        states = [row.open_states for row in self.active]
+        drawn = iter(
+            self._draw(
+                self._forward(),
+                [state.choices() for row in states for state in row],
+                [
+                    row.random.look_ahead(place)
+                    for row, of_row in zip(self.active, states, strict=True)
+                    for place in range(len(of_row))
+                ],
+            )
+        )
         prefix = self.injection.prefix_embeds
-        for slot, row in enumerate(self.active):
-            row.position += len(row.run) + (self.injection.length if prefix is not None and slot in self.new else 0)
-        choices = [row.state.choices() for row in self.active]
-        logits, kept = self.inside.logits(output, choices)
-        randoms = [row.random for row in self.active]
-        drawn = choose_tokens(logits, choices, randoms, columns=kept, **self.options)
         going = []
-        for row, token in zip(self.active, drawn, strict=True):
-            row.state.advance(token)
-            going.append(row.take([token, *row.state.forced()], self.most))
+        for slot, (row, of_row) in enumerate(zip(self.active, states, strict=True)):
+            row.position += self.injection.length if prefix is not None and slot in self.new else 0
+            tokens = [next(drawn) for _ in of_row]
+            if self.proposals is not None:
+                for guess, token in zip(row.guesses, tokens, strict=False):
+                    self.proposals.learn(guess.place, guess.token == token)
+                    if guess.token != token:
+                        break
+            going.append(row.settle(tokens, self.most))
         for slot in reversed(range(len(self.active))):
             if not going[slot]:
                 self._finish(slot)
 
+    def _guess(self, proposals: DraftProposals) -> None:
+        """Look ahead in every row as far as it pays."""
+        ahead = [(row, row.state, 1.0) for row in self.active]
+        for number in range(self.most_guesses):
+            places = proposals.places([row.located[-1] for row, _, _ in ahead])
+            ahead = [
+                (row, state, chance * proposals.chance(place), place)
+                for (row, state, chance), place in zip(ahead, places, strict=True)
+                if place >= 0
+            ]
+            ahead = [one for one in ahead if proposals.pays(one[2], 1, len(self.active))]
+            tokens = proposals.guess(
+                [row.index for row, *_ in ahead],
+                [place for *_, place in ahead],
+                [state.choices() for _, state, _, _ in ahead],
+                [row.random.look_ahead(number) for row, *_ in ahead],
+            )
+            further = []
+            for (row, state, chance, place), token in zip(ahead, tokens, strict=True):
+                guess = None if token is None else _advanced(state, token, place)
+                if guess is None or not proposals.pays(chance, len(guess.run), len(self.active)):
+                    continue
+                row.guesses.append(guess)
+                if not guess.state.done:
+                    row.locate(guess.run, self.separators)
+                    further.append((row, guess.state, chance))
+            ahead = further
+            if not ahead:
+                return
+
     def _forward(self) -> Tensor:
+        """The decoder's output at every choice, row after row."""
         injection, active, inside = self.injection, self.active, self.inside
         token_bias = hidden_bias = None
-        if injection.token_bias is not None or injection.draft_module is not None:
-            columns = inside.tensor([column for row in active for column in row.columns(self.separators)])
+        runs = [row.fed_runs for row in active]
+        ends = [(np.cumsum([len(run) for run in of_row]) - 1).tolist() for of_row in runs]
         if injection.token_bias is not None:  # of these tokens alone: copying all would cost more than the pass
-            of_rows = inside.tensor([row.index for row in active for _ in row.run])
+            of_rows = inside.tensor([row.index for row in active for _ in row.located])
+            columns = inside.tensor([column for row in active for column, _ in row.located])
             token_bias = injection.token_bias[of_rows, columns.clamp(max=injection.token_bias.shape[1] - 1)]
         if injection.draft_module is not None:
-            of_rows, at, since = inside.tensor([(row.index, row.column, row.since) for row in active]).T
+            located = [
+                (row.index, *row.located[end]) for row, of_row in zip(active, ends, strict=True) for end in of_row
+            ]
+            of_rows, at, since = inside.tensor(located).T
             hidden_bias = injection.hidden_bias(at, since, of_rows)
         prefix = injection.prefix_embeds
         return inside.forward(
-            [row.run for row in active],
+            [[token for run in of_row for token in run] for of_row in runs],
             [row.position for row in active],
+            wanted=ends,
             prefixes=None if prefix is None else {slot: prefix[active[slot].index] for slot in self.new},
             token_bias=token_bias,
             hidden_bias=hidden_bias,
             new=(self.new, [active[slot].index for slot in self.new]) if self.new else None,
         )
+
+    def _draw(self, output: Tensor, choices: list[np.ndarray], uniforms: list[float]) -> list[int]:
+        """A token for each choice. Those among few tokens need few rows of the output layer."""
+        drawn = [0] * len(choices)
+        many = np.array([allowed.dtype == np.bool_ for allowed in choices])
+        for part in (np.flatnonzero(~many), np.flatnonzero(many)):
+            if len(part):
+                of_part = [choices[place] for place in part]
+                outputs = output if len(part) == len(choices) else output[self.inside.tensor(part)]
+                logits, columns = self.inside.logits(outputs, of_part)
+                numbers = [uniforms[place] for place in part]
+                found = choose_tokens(logits, of_part, numbers, columns=columns, **self.options)
+                for place, token in zip(part, found, strict=True):
+                    drawn[place] = token
+        return drawn
 
     def _finish(self, slot: int) -> None:
         """Take the row out; the last row gets its slot."""
@@ -129,6 +249,16 @@ class _Batch:
         if slot < len(self.active):
             self.inside.cache.move(len(self.active), slot)
             self.active[slot] = last
+
+
+def _advanced(state: Any, token: int, place: int) -> _Guess | None:
+    """The guess that `token` is drawn next; None if the grammar is stuck behind it."""
+    state = state.copy()
+    try:
+        state.advance(token)
+        return _Guess(place, token, [token, *state.forced()], state)
+    except DecodingError:
+        return None
 
 
 @torch.inference_mode()
@@ -145,6 +275,7 @@ def decode_rows(
     given_texts: Sequence[Mapping[str, str] | None] | None = None,
     batch_size: int = 256,
     max_new_tokens: int = 1024,
+    most_guesses: int = MOST_GUESSES,
     on_rows_done: Callable[[int], Any] | None = None,
 ) -> list[list[int]]:
     """Write one record per row.
@@ -171,6 +302,9 @@ def decode_rows(
         Most rows in the decoder at a time.
     max_new_tokens : int, defaults to 1024
         A record longer than this is cut.
+    most_guesses : int, defaults to 32
+        Most choices of a row that are guessed ahead in a pass, where that pays (see proposals.py); 0 for none. The
+        tokens are the same, up to rounding.
     on_rows_done : callable, optional
         Called with the number of rows that have just been finished.
 
@@ -199,8 +333,11 @@ def decode_rows(
 
     results: list[list[int]] = [[] for _ in row_randoms]
     waiting = deque(range(len(row_randoms)))
-    with packed(decoder, min(batch_size, max(1, len(row_randoms))), plain_head) as inside:
-        batch = _Batch(inside, injection, constraint.bos_token_id, max_new_tokens, options)
+    with contextlib.ExitStack() as stack:
+        inside = stack.enter_context(packed(decoder, min(batch_size, max(1, len(row_randoms))), plain_head))
+        if injection.draft_module is not None:
+            stack.enter_context(fast_linears(injection.draft_module.to_hidden))
+        batch = _Batch(inside, injection, constraint.bos_token_id, max_new_tokens, options, most_guesses)
         while waiting or batch.active:
             batch.fill(waiting, start)
             if batch.active:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
 
 from .errors import DiffLMError
+from .packed_linear import fast_linears, linear
 
 
 #: What transformers knows our attention by. The function behind it has no state and is the same in every copy of this
@@ -33,6 +34,9 @@ from .errors import DiffLMError
 ATTENTION_NAME = "difflm_by_module"
 #: Cache positions are added in steps of this many.
 _GROWTH = 64
+#: Rows see a multiple of so many positions, the last ones masked, and have a query more than one: sums are then taken
+#: in the same order whatever rows and queries stand beside them.
+_LANES, _LEAST_WIDTH = 16, 2
 _probed: WeakKeyDictionary[nn.Module, tuple[bool, bool]] = WeakKeyDictionary()
 
 
@@ -158,6 +162,10 @@ class PackedCache(Cache):
         return (torch.cat(outputs) if len(outputs) > 1 else outputs[0])[step.unpadded][None], None
 
 
+def _width(lengths: np.ndarray) -> int:
+    return max(_LEAST_WIDTH, int(lengths.max()))
+
+
 def _split(lengths: np.ndarray) -> list[np.ndarray]:
     """The rows in one group, or in a short and a long one where that saves a fifth of the padded work.
 
@@ -196,16 +204,18 @@ class PackedDecoder:
         runs: Sequence[Sequence[int]],
         starts: Sequence[int],
         *,
+        wanted: Sequence[Sequence[int]] | None = None,
         prefixes: Mapping[int, Tensor] | None = None,
         token_bias: Tensor | None = None,
         hidden_bias: Tensor | None = None,
         new: tuple[list[int], list[int]] | None = None,
     ) -> Tensor:
-        """Feed the tokens `runs[slot]` at positions `starts[slot]`...; return the last hidden or logits [slots, ...].
+        """Feed the tokens `runs[slot]` at positions `starts[slot]`...; return hidden states or logits [wanted, ...].
 
+        `wanted` names the tokens of each run whose output is returned, slot after slot (default: each run's last).
         `prefixes` are embeddings [tokens, hidden] that stand before a slot's run, `token_bias` [tokens, hidden] is
-        added to the embeddings of the runs' tokens, `hidden_bias` [slots, hidden] to the hidden states of their last
-        ones; `new` are slots and rows of the cache's memory to be copied to them.
+        added to the embeddings of the runs' tokens, `hidden_bias` [wanted, hidden] to the hidden states wanted; `new`
+        are slots and rows of the cache's memory to be copied to them.
         """
         prefixes = prefixes or {}
         extra = [len(prefixes[slot]) if slot in prefixes else 0 for slot in range(len(runs))]
@@ -218,7 +228,7 @@ class PackedDecoder:
         self.cache.reserve(int(positions.max()) + 1)
         groups, places, taken = _split(lengths), np.zeros(len(runs), dtype=np.int64), 0
         for rows in groups:
-            width = int(lengths[rows].max())
+            width = _width(lengths[rows])
             places[rows] = taken + np.arange(len(rows)) * width
             taken += len(rows) * width
         self.cache.step = _Step(
@@ -239,7 +249,11 @@ class PackedDecoder:
                 pieces.append(embeds[at : at + len(run)])
                 at += len(run)
             embeds = torch.cat(pieces)
-        last = self.tensor(begins + lengths - 1)
+        if wanted is None:
+            at = self.tensor(begins + lengths - 1)
+        else:
+            of_run = zip(begins, extra, wanted, strict=True)
+            at = self.tensor([begin + more + place for begin, more, places in of_run for place in places])
         arguments: dict[str, Any] = {
             "inputs_embeds": embeds[None],
             "position_ids": self.tensor(positions)[None],
@@ -247,17 +261,17 @@ class PackedDecoder:
             "use_cache": True,
         }
         if self.plain_head:
-            hidden = self.decoder.base_model(**arguments).last_hidden_state[0, last]
+            hidden = self.decoder.base_model(**arguments).last_hidden_state[0, at]
             return hidden if hidden_bias is None else hidden + hidden_bias.to(hidden)
         if self._keeps:
             with self._biased_head(hidden_bias):
-                return self.decoder(**arguments, logits_to_keep=last).logits[0]
-        with self._biased_head(hidden_bias, last):
-            return self.decoder(**arguments).logits[0, last]
+                return self.decoder(**arguments, logits_to_keep=at).logits[0]
+        with self._biased_head(hidden_bias, at):
+            return self.decoder(**arguments).logits[0, at]
 
     @contextlib.contextmanager
     def _biased_head(self, bias: Tensor | None, at: Tensor | None = None) -> Iterator[None]:
-        """While open, the head's inputs (those `at` these places alone) have `bias` [slots, hidden] added."""
+        """While open, the head's inputs (those `at` these places alone) have `bias` [wanted, hidden] added."""
         if bias is None:
             yield
             return
@@ -274,9 +288,10 @@ class PackedDecoder:
 
     def _group(self, rows: np.ndarray, begins: np.ndarray, lengths: np.ndarray, first: np.ndarray) -> _Group:
         # A padded query repeats its row's last token, so it sees something; its result is not read.
-        within = np.minimum(np.arange(int(lengths[rows].max())), lengths[rows, None] - 1)  # [rows, width]
+        within = np.minimum(np.arange(_width(lengths[rows])), lengths[rows, None] - 1)  # [rows, width]
         last_seen = first[rows, None] + within
-        hidden = np.arange(int(last_seen.max()) + 1) > last_seen[:, None, None, :, None]
+        length = -(-(int(last_seen.max()) + 1) // _LANES) * _LANES
+        hidden = np.arange(length) > last_seen[:, None, None, :, None]
         visible = torch.zeros(hidden.shape, dtype=self.embeddings.weight.dtype)
         return _Group(
             rows=None if len(rows) == len(lengths) else self.tensor(rows),
@@ -294,7 +309,7 @@ class PackedDecoder:
             if len(columns) * 4 < head.weight.shape[0]:
                 index = self.tensor(columns)
                 bias = None if head.bias is None else head.bias[index]
-                return nn.functional.linear(output, head.weight[index], bias), columns
+                return linear(output, head.weight[index], bias), columns
         return head(output), None
 
 
@@ -326,7 +341,8 @@ def packed(decoder: Any, slots: int, plain_head: bool = False) -> Iterator[Packe
             module.config = copy.deepcopy(config, copies)
             module.config._attn_implementation = ATTENTION_NAME
             module.difflm_attention = inside.cache.attend
-        yield inside
+        with fast_linears(decoder):
+            yield inside
     finally:
         for module, config in before:
             module.config = config

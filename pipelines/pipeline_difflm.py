@@ -56,7 +56,9 @@ from .nested_kind import JsonKind  # noqa: F401
 from .number_kinds import IntegerKind  # noqa: F401
 from .outputs import DiffLMPipelineOutput
 from .packed_attention import supports  # noqa: F401
+from .packed_linear import fast_linears  # noqa: F401
 from .patterns import matches  # noqa: F401
+from .proposals import DraftProposals  # noqa: F401
 from .record_editing import RecordEditingMixin
 from .record_grammar import RecordConstraint
 from .record_schema import RecordSchema

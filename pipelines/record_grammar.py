@@ -8,6 +8,7 @@ renormalised token by token.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,13 @@ class RowState:
         self.done = False
         self._enter_fixed(0, 0)
 
+    def copy(self) -> RowState:
+        """A state of its own at the same place."""
+        other = copy.copy(self)
+        other._run = list(self._run)
+        other._matcher = None if self._matcher is None else self._matcher.deep_copy()
+        return other
+
     def _enter_fixed(self, index: int, offset: int) -> None:
         """Force the fixed text before value `index` from its token `offset` on, then enter the value."""
         values = self._constraint.values
@@ -240,6 +248,9 @@ class FreeState:
     def __init__(self, everything: np.ndarray, eos_token_id: int) -> None:
         self._everything, self._eos_token_id = everything, eos_token_id
         self.done = False
+
+    def copy(self) -> FreeState:
+        return copy.copy(self)
 
     def forced(self) -> list[int]:
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -54,6 +55,7 @@ class RowRandom:
             if isinstance(value, bool) or (numbers[-1] < 0 and name != "seed"):
                 raise SamplingError(f"{name} must be an integer of at least zero, not {value!r}.")
         self.seed, self.row, self.attempt = numbers
+        self._ahead: deque[float] = deque()
 
     @cached_property
     def _tokens(self) -> np.random.Generator:
@@ -76,13 +78,19 @@ class RowRandom:
 
     def uniform(self) -> float:
         """The next number of the row's token stream, float64 in [0, 1)."""
-        return float(self._tokens.random())
+        return self._ahead.popleft() if self._ahead else float(self._tokens.random())
+
+    def look_ahead(self, place: int) -> float:
+        """The number that comes after `place` others, all of which stay to be drawn."""
+        while len(self._ahead) <= place:
+            self._ahead.append(float(self._tokens.random()))
+        return self._ahead[place]
 
 
 def choose_tokens(
     logits: Tensor,
     choices: Sequence[np.ndarray],
-    row_randoms: Sequence[RowRandom],
+    uniforms: Sequence[float],
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -91,8 +99,8 @@ def choose_tokens(
 ) -> list[int]:
     """Draw one token per row from the model's distribution renormalised over the row's allowed tokens.
 
-    Each row spends one uniform number of its own and takes the inverse of the cumulative distribution in vocabulary
-    order, so its token does not depend on the rows beside it.
+    A row's token is the inverse of its cumulative distribution, in vocabulary order, at a uniform number of its own,
+    so it does not depend on the rows beside it.
 
     Parameters
     ----------
@@ -100,8 +108,8 @@ def choose_tokens(
         The model's logits.
     choices : sequence of arrays
         Per row, what a state's `choices()` gives.
-    row_randoms : sequence of RowRandom
-        Per row, its random numbers.
+    uniforms : sequence of float
+        Per row, a number in [0, 1).
     temperature : float, defaults to 1.0
         Divides the logits; 0 takes the most probable allowed token.
     top_k : int, optional
@@ -117,7 +125,7 @@ def choose_tokens(
         If the logits of the allowed tokens are not finite.
     """
     check_sampling_options(temperature, top_k, top_p)
-    uniforms = torch.tensor([random.uniform() for random in row_randoms], dtype=torch.float64)
+    numbers = torch.tensor(uniforms, dtype=torch.float64)
     chosen = [0] * len(choices)
     sparse = [row for row, allowed in enumerate(choices) if allowed.dtype != np.bool_]
     dense = [row for row, allowed in enumerate(choices) if allowed.dtype == np.bool_]
@@ -131,14 +139,14 @@ def choose_tokens(
         rows = torch.tensor(sparse, device=logits.device)
         values = logits[rows[:, None], torch.from_numpy(index).to(logits.device)].float().cpu()
         values.masked_fill_(torch.from_numpy(np.arange(width)[None, :] >= lengths[:, None]), -math.inf)
-        for row, place in zip(sparse, _draw(values, uniforms[sparse], temperature, top_k, top_p), strict=True):
+        for row, place in zip(sparse, _draw(values, numbers[sparse], temperature, top_k, top_p), strict=True):
             chosen[row] = int(choices[row][place])
     for begin in range(0, len(dense), 64):  # bounds the memory of the full-vocabulary copies
         part = dense[begin : begin + 64]
         mask = torch.from_numpy(np.stack([choices[row] for row in part])).to(logits.device)
         rows = torch.tensor(part, device=logits.device)
         values = logits[rows].float().masked_fill_(~mask, -math.inf)
-        for row, token in zip(part, _draw(values, uniforms[part], temperature, top_k, top_p), strict=True):
+        for row, token in zip(part, _draw(values, numbers[part], temperature, top_k, top_p), strict=True):
             chosen[row] = int(token)
     return chosen
 
@@ -243,7 +251,7 @@ class RecordLogitsProcessor(LogitsProcessor):
             drawn = choose_tokens(
                 scores[torch.tensor(rows, device=scores.device)],
                 [self._states[row].choices() for row in rows],
-                [self._row_randoms[row] for row in rows],
+                [self._row_randoms[row].uniform() for row in rows],
                 **self._options,
             )
             for row, token in zip(rows, drawn, strict=True):

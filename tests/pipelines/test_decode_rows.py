@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from difflm.modeling_difflm import DiffLMConfig, Injection, RecordDraft, bias_tokens
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.packed_attention import ATTENTION_NAME, UnsupportedDecoderError, _split, packed, supports
+from difflm.pipelines.proposals import DraftProposals
 from difflm.pipelines.record_grammar import RecordConstraint
 from difflm.pipelines.token_sampling import RecordLogitsProcessor, RowRandom
 from difflm.pipelines.value_grammars import ValueSpec
@@ -107,12 +111,19 @@ def make_injection(kind: str, decoder: PreTrainedModel, rows: int = ROWS) -> Inj
         return Injection(prefix_embeds=noise(rows, 5, 32))
     if kind == "columns":
         return Injection(prefix_embeds=noise(rows, 5, 32), token_bias=noise(rows, 3, 32))
-    if kind == "draft":
+    if kind in ("draft", "sure draft"):
         config = DiffLMConfig(
-            decoder_hidden_size=32, draft_places=[2, 1, 5], draft_token_ids=[5], separator_token_ids=[5], draft_size=4
+            decoder_hidden_size=32,
+            draft_places=[2, 1, 5] if kind == "draft" else [14, 20, 20, 20],
+            draft_token_ids=list(range(1, 258)),
+            separator_token_ids=[5],
+            draft_size=4,
         )
         module = RecordDraft(config).double()
         module.to_hidden.weight.data, module.to_hidden.bias.data = noise(32, 4), noise(32)
+        if kind == "sure draft":  # outweighs what the decoder says: most guesses stand
+            module.to_hidden.weight.data *= 8
+            return Injection(draft=noise(rows, 74, 4), draft_module=module)
         return Injection(
             prefix_embeds=noise(rows, 5, 32),
             token_bias=noise(rows, 3, 32),
@@ -171,6 +182,69 @@ def test_same_tokens_as_generate(
         assert found == expected
     assert len({constraint.text(row) for row in expected}) == ROWS
     assert len({len(row) for row in expected}) > 1  # rows finish at different times
+
+
+def count_passes(decoder: PreTrainedModel, run: Callable[[], list[list[int]]]) -> tuple[list[list[int]], int]:
+    """What `run` returns, and how many passes it took."""
+    passes: list[int] = []
+    handle = decoder.base_model.register_forward_hook(lambda module, args, output: passes.append(1))
+    found = run()
+    handle.remove()
+    return found, len(passes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 1.5, "top_k": 5},
+        {"top_p": 0.6},
+        {"max_new_tokens": 40},
+        {"constrained": False, "max_new_tokens": 30},
+    ],
+    ids=str,
+)
+def test_guesses_change_no_token(
+    llama: PreTrainedModel, constraint: RecordConstraint, options: dict[str, Any]
+) -> None:
+    injection = make_injection("sure draft", llama)
+    injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
+    if options.get("constrained", True):
+        given = [None, {"age": "7"}, None, {"note": '"a"'}, {"city": '"Rome"', "x": "0.25"}, None]
+        options = options | {"given_texts": given * (ROWS // len(given))}
+
+    def write(batch_size: int, most_guesses: int) -> tuple[list[list[int]], int]:
+        arguments = {"batch_size": batch_size, "most_guesses": most_guesses, **options}
+        return count_passes(llama, lambda: decode_rows(llama, injection, constraint, randoms(), **arguments))
+
+    plain, plain_passes = write(1, 0)
+    for batch_size, most_guesses in ((1, 1), (5, 3), (64, 32), (64, 0)):
+        assert write(batch_size, most_guesses)[0] == plain
+    guessed, passes = write(1, 32)
+    assert guessed == plain
+    assert passes < 0.7 * plain_passes
+
+
+def test_guesses_of_a_draft_that_knows_nothing(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
+    """Its guesses never stand, or are no numbers: they cost a few tokens, and are given up."""
+    injection = make_injection("sure draft", llama)
+    injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
+    plain = decode_rows(llama, injection, constraint, randoms(), most_guesses=0)
+    ids = injection.draft_module.token_ids
+    for other in (ids.flip(0), ids[:0], ids[:1]):
+        injection.draft_module.token_ids = other.sort().values
+        assert decode_rows(llama, injection, constraint, randoms()) == plain
+    injection.draft_module.token_ids = ids
+    proposals = DraftProposals.of(injection, llama.get_output_embeddings(), {})
+    before = proposals.chance(2)
+    for _ in range(50):
+        proposals.learn(2, stood=False)
+    assert proposals.chance(2) < 0.1 < before == proposals.chance(1)
+    assert proposals.pays(before, 1, rows=1) and not proposals.pays(proposals.chance(2), 3, rows=8)
+    injection.draft[:] = math.nan
+    allowed = np.arange(9, 30)
+    assert DraftProposals.of(injection, llama.get_output_embeddings(), {}).guess([0], [1], [allowed], [0.5]) == [None]
 
 
 def test_a_decoder_that_always_gives_all_logits(constraint: RecordConstraint) -> None:
@@ -264,7 +338,7 @@ def test_only_choices_cost_a_pass(llama: PreTrainedModel, constraint: RecordCons
 def test_the_decoder_is_left_as_it_was(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
     before = {name: dict(vars(module)) for name, module in llama.named_modules()}
     config = llama.config.to_dict()
-    failing = [*randoms(ROWS - 1), SimpleNamespace(uniform=lambda: 1 / 0)]
+    failing = [*randoms(ROWS - 1), SimpleNamespace(look_ahead=lambda place: 1 / 0)]
     with pytest.raises(ZeroDivisionError):
         decode_rows(llama, make_injection("embedding", llama), constraint, failing)
     assert {name: vars(module) for name, module in llama.named_modules()} == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ from difflm.pipelines.token_sampling import (
 
 def draw(logits: torch.Tensor, choices: np.ndarray, number: int, **options: object) -> np.ndarray:
     """Tokens of `number` rows with the same logits [vocab_size]."""
-    randoms = [RowRandom(0, row) for row in range(number)]
-    return np.array(choose_tokens(logits.expand(number, -1), [choices] * number, randoms, **options))
+    uniforms = [RowRandom(0, row).uniform() for row in range(number)]
+    return np.array(choose_tokens(logits.expand(number, -1), [choices] * number, uniforms, **options))
 
 
 def expected_distribution(logits: torch.Tensor, choices: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -60,7 +59,7 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution() -> None:
     for row in range(50):
         uniform = RowRandom(7, row).uniform()
         expected = choices[np.searchsorted(np.cumsum([2 / 9, 3 / 9, 4 / 9]), uniform, side="right")]
-        assert choose_tokens(logits[None], [choices], [RowRandom(7, row)]) == [expected]
+        assert choose_tokens(logits[None], [choices], [uniform]) == [expected]
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -70,8 +69,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     mask[::2] = True
     choices = [mask if row % 3 else np.arange(row + 1, 40 * row + 7) for row in range(9)]
     options = {"top_k": 50, "top_p": 0.9, "temperature": 1.3}
-    together = choose_tokens(logits, choices, [RowRandom(5, row) for row in range(9)], **options)
-    alone = [choose_tokens(logits[[r]], [choices[r]], [RowRandom(5, r)], **options)[0] for r in range(9)]
+    together = choose_tokens(logits, choices, [RowRandom(5, row).uniform() for row in range(9)], **options)
+    alone = [choose_tokens(logits[[r]], [choices[r]], [RowRandom(5, r).uniform()], **options)[0] for r in range(9)]
     assert together == alone
 
 
@@ -80,8 +79,9 @@ def test_columns_of_a_partial_output_layer() -> None:
     logits = torch.randn(40, 500)
     columns = np.array([2, 3, 5, 7, 11, 400, 499])
     choices = [columns[row % 3 :: 2] for row in range(40)]
-    whole = choose_tokens(logits, choices, [RowRandom(0, row) for row in range(40)])
-    part = choose_tokens(logits[:, columns], choices, [RowRandom(0, row) for row in range(40)], columns=columns)
+    uniforms = [RowRandom(0, row).uniform() for row in range(40)]
+    whole = choose_tokens(logits, choices, uniforms)
+    part = choose_tokens(logits[:, columns], choices, uniforms, columns=columns)
     assert whole == part
     assert len(set(whole)) > 3
 
@@ -104,14 +104,14 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 
 
 def test_top_p_below_one_drops_even_the_least_probable() -> None:
-    largest, logits = SimpleNamespace(uniform=lambda: 1 - 2.0**-53), torch.log(torch.tensor([1 - 2.0**-20, 2.0**-20]))
+    largest, logits = 1 - 2.0**-53, torch.log(torch.tensor([1 - 2.0**-20, 2.0**-20]))
     drawn = [choose_tokens(logits[None], [np.arange(2)], [largest], top_p=share) for share in (1.0, 1 - 2.0**-19)]
     assert drawn == [[1], [0]]
 
 
 def test_the_smallest_number_draws_the_first_token_that_is_allowed() -> None:
     """0.0 is as likely as any other number, and the cumulative distribution begins with tokens of no weight."""
-    smallest = SimpleNamespace(uniform=lambda: 0.0)
+    smallest = 0.0
     for first in (1, 255, 256, 299):
         mask = np.zeros(600, dtype=np.bool_)
         mask[first:500] = True
@@ -145,7 +145,7 @@ def test_bounds_that_keep_all_change_nothing() -> None:
 
 def test_rounding_never_draws_past_the_last_token_of_weight() -> None:
     """The largest uniform number; blocks are summed in another precision than their tokens."""
-    largest = SimpleNamespace(uniform=lambda: 1 - 2.0**-53)
+    largest = 1 - 2.0**-53
     for seed in range(100):
         torch.manual_seed(seed)
         logits = torch.rand(600)
@@ -200,6 +200,15 @@ def test_row_randomness_is_a_function_of_seed_row_and_attempt() -> None:
     labels = torch.randn(3, generator=random.label_generator())
     assert torch.equal(labels, torch.randn(3, generator=RowRandom(3, 4).label_generator()))
     assert not torch.equal(labels, torch.randn(3, generator=random.latent_generator()))
+
+
+def test_numbers_that_were_looked_at_are_still_to_be_drawn() -> None:
+    random, other = RowRandom(1, 2), RowRandom(1, 2)
+    numbers = [other.uniform() for _ in range(6)]
+    assert random.look_ahead(3) == numbers[3]
+    assert random.look_ahead(0) == random.uniform() == numbers[0]
+    assert [random.look_ahead(place) for place in range(2)] == numbers[1:3]
+    assert [random.uniform() for _ in range(5)] == numbers[1:]
 
 
 def test_random_numbers_are_those_of_earlier_versions() -> None:
