@@ -42,6 +42,17 @@ class _Guess:
 
 
 @dataclass
+class _Choice:
+    """A token that the decoder is to draw."""
+
+    row: _Row
+    end: int  # of the row's tokens fed, the one that it follows
+    after: tuple[int, int]  # where that one is: see `locate`
+    allowed: np.ndarray
+    uniform: float
+
+
+@dataclass
 class _Row:
     index: int
     state: Any
@@ -72,10 +83,14 @@ class _Row:
         """The run and the guesses behind it, but for one that ends the record: nothing is drawn after it."""
         return [self.run, *(guess.run for guess in self.guesses if not guess.state.done)]
 
-    @property
-    def open_states(self) -> list[Any]:
-        """The states in which tokens are to be drawn, one after each of the runs that are fed."""
-        return [self.state, *(guess.state for guess in self.guesses if not guess.state.done)]
+    def choices(self) -> list[_Choice]:
+        """What is to be drawn, one token after each of the runs that are fed."""
+        states = [self.state, *(guess.state for guess in self.guesses if not guess.state.done)]
+        ends = (np.cumsum([len(run) for run in self.fed_runs]) - 1).tolist()
+        return [
+            _Choice(self, end, self.located[end], state.choices(), self.random.look_ahead(number))
+            for number, (state, end) in enumerate(zip(states, ends, strict=True))
+        ]
 
     def settle(self, drawn: list[int], most: int) -> bool:
         """Keep the guesses that were drawn too, then take the next token drawn; whether another choice follows."""
@@ -115,7 +130,8 @@ class _Batch:
         self.bos_token_id, self.most, self.most_guesses = bos_token_id, most, most_guesses
         self.separators = frozenset([] if injection.separator_ids is None else injection.separator_ids.tolist())
         inside.cache.memory = injection.past_key_values
-        self.proposals = DraftProposals.of(injection, inside.decoder.get_output_embeddings(), options)
+        head = inside.decoder.get_output_embeddings()
+        self.proposals = DraftProposals.of(injection, head, options) if most_guesses else None
         self.active: list[_Row] = []
         self.new: list[int] = []  # slots of the rows that have not been fed yet
         self.finished: list[_Row] = []
@@ -143,21 +159,11 @@ class _Batch:
             row.locate(row.run, self.separators)
         if self.proposals is not None:
             self._guess(self.proposals)
-        states = [row.open_states for row in self.active]
-        drawn = iter(
-            self._draw(
-                self._forward(),
-                [state.choices() for row in states for state in row],
-                [
-                    row.random.look_ahead(place)
-                    for row, of_row in zip(self.active, states, strict=True)
-                    for place in range(len(of_row))
-                ],
-            )
-        )
+        choices = [row.choices() for row in self.active]
+        drawn = iter(self._draw(self._forward(choices), [choice for of_row in choices for choice in of_row]))
         prefix = self.injection.prefix_embeds
         going = []
-        for slot, (row, of_row) in enumerate(zip(self.active, states, strict=True)):
+        for slot, (row, of_row) in enumerate(zip(self.active, choices, strict=True)):
             row.position += self.injection.length if prefix is not None and slot in self.new else 0
             tokens = [next(drawn) for _ in of_row]
             if self.proposals is not None:
@@ -200,46 +206,48 @@ class _Batch:
             if not ahead:
                 return
 
-    def _forward(self) -> Tensor:
+    def _forward(self, choices: list[list[_Choice]]) -> Tensor:
         """The decoder's output at every choice, row after row."""
         injection, active, inside = self.injection, self.active, self.inside
         token_bias = hidden_bias = None
-        runs = [row.fed_runs for row in active]
-        ends = [(np.cumsum([len(run) for run in of_row]) - 1).tolist() for of_row in runs]
         if injection.token_bias is not None:  # of these tokens alone: copying all would cost more than the pass
             of_rows = inside.tensor([row.index for row in active for _ in row.located])
             columns = inside.tensor([column for row in active for column, _ in row.located])
             token_bias = injection.token_bias[of_rows, columns.clamp(max=injection.token_bias.shape[1] - 1)]
         if injection.draft_module is not None:
-            located = [
-                (row.index, *row.located[end]) for row, of_row in zip(active, ends, strict=True) for end in of_row
-            ]
-            of_rows, at, since = inside.tensor(located).T
+            places = [(choice.row.index, *choice.after) for of_row in choices for choice in of_row]
+            of_rows, at, since = inside.tensor(places).T
             hidden_bias = injection.hidden_bias(at, since, of_rows)
         prefix = injection.prefix_embeds
         return inside.forward(
-            [[token for run in of_row for token in run] for of_row in runs],
+            [[token for run in row.fed_runs for token in run] for row in active],
             [row.position for row in active],
-            wanted=ends,
+            wanted=[[choice.end for choice in of_row] for of_row in choices],
             prefixes=None if prefix is None else {slot: prefix[active[slot].index] for slot in self.new},
             token_bias=token_bias,
             hidden_bias=hidden_bias,
             new=(self.new, [active[slot].index for slot in self.new]) if self.new else None,
         )
 
-    def _draw(self, output: Tensor, choices: list[np.ndarray], uniforms: list[float]) -> list[int]:
+    def _draw(self, output: Tensor, choices: list[_Choice]) -> list[int]:
         """A token for each choice. Those among few tokens need few rows of the output layer."""
         drawn = [0] * len(choices)
-        many = np.array([allowed.dtype == np.bool_ for allowed in choices])
+        many = np.array([choice.allowed.dtype == np.bool_ for choice in choices])
         for part in (np.flatnonzero(~many), np.flatnonzero(many)):
-            if len(part):
-                of_part = [choices[place] for place in part]
-                outputs = output if len(part) == len(choices) else output[self.inside.tensor(part)]
-                logits, columns = self.inside.logits(outputs, of_part)
-                numbers = [uniforms[place] for place in part]
-                found = choose_tokens(logits, of_part, numbers, columns=columns, **self.options)
-                for place, token in zip(part, found, strict=True):
-                    drawn[place] = token
+            if not len(part):
+                continue
+            of_part = [choices[at] for at in part]
+            allowed = [choice.allowed for choice in of_part]
+            outputs = output if len(part) == len(choices) else output[self.inside.tensor(part)]
+            logits, columns = self.inside.logits(outputs, allowed)
+            tokens = choose_tokens(
+                logits, allowed, [choice.uniform for choice in of_part], columns=columns, **self.options
+            )
+            for at, token in zip(part, tokens, strict=True):
+                drawn[at] = token
+            if self.proposals is not None and not many[part[0]]:
+                places = self.proposals.places([choice.after for choice in of_part])
+                self.proposals.hear([choice.row.index for choice in of_part], places, allowed, logits, columns)
         return drawn
 
     def _finish(self, slot: int) -> None:

@@ -57,6 +57,8 @@ class RecordWriter:
 
     #: How many batches :meth:`write` gets at a time.
     batches_at_once = 1
+    #: How many rows at least.
+    least_rows = 1
 
     def __init__(self, autoencoder: Any, options: WritingOptions) -> None:
         self.autoencoder, self.options = autoencoder, options
@@ -85,7 +87,7 @@ class RecordWriter:
             Called with the number of rows that have just been finished.
         """
         texts: list[str] = []
-        rows_at_once = self.options.batch_size * self.batches_at_once
+        rows_at_once = max(self.options.batch_size * self.batches_at_once, self.least_rows)
         for start in range(0, len(latents), rows_at_once):
             rows = slice(start, start + rows_at_once)
             given = None if given_texts is None else given_texts[rows]
@@ -120,6 +122,7 @@ class PackedWriter(RecordWriter):
     """Our own loop (see decode_rows.py). Its batch is filled up as rows finish: it gets several batches at a time."""
 
     batches_at_once = 8
+    least_rows = 256  # what guesses learn from the rows before is worth most where few rows share a pass
 
     def write(
         self,

@@ -2,11 +2,12 @@
 
     python examples/benchmarks/sampling_speed.py PIPELINE [--json PATH]
 
-fast                  the pipeline's own loop (its default)
+fast                  the pipeline's own loop (what it guesses ahead: guessing_speed.py)
 generate_filter       batched `generate` with KV cache, unconstrained, invalid texts filtered out
 generate_constrained  batched `generate` with KV cache, constrained
 published_loop        one row at a time, the whole prefix recomputed for every token, no cache (the paper's code)
 be_great              be-great's batched sampling with the same decoder weights; every text counts as a row
+draft                 the pipeline where its draft writes alone, with the diffusion that all others have done before
 floor                 the decoder's forward passes alone: one batched step per token with KV cache, best batch size
 
 Latents are sampled beforehand: all ways decode the same ones. First on the fitted pipeline's table, then on one with
@@ -35,6 +36,7 @@ import torch
 from difflm import DiffLMDenoiser, DiffLMPipeline, RecordSchema
 from difflm.files import write_json
 from difflm.modeling_difflm import bias_tokens
+from difflm.pipelines.record_writers import WritingOptions, record_writer
 
 
 ADULT_CATEGORIES = {
@@ -135,12 +137,17 @@ def count_tokens(pipe: DiffLMPipeline, texts: list[str]) -> int:
     return sum(len(pipe.decoder_tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in texts)
 
 
-def by_pipeline(pipe: DiffLMPipeline, latents: torch.Tensor, **options: Any) -> Callable[[], tuple[int, int, int]]:
-    """Sample all latents once through the pipeline."""
+def by_model(
+    pipe: DiffLMPipeline, latents: torch.Tensor, *, fast: bool, **options: Any
+) -> Callable[[], tuple[int, int, int]]:
+    """Write all latents' records once by the pipeline's language model."""
+    options.setdefault("max_new_tokens", pipe.config.max_new_tokens)
+    writer = record_writer(pipe.autoencoder, WritingOptions(**options), fast=fast)
 
     def run() -> tuple[int, int, int]:
         # Schema-invalid texts are part of the figures, not resampled: hence the texts as written.
-        texts = pipe._decode(latents, pipe.row_randoms(0, len(latents)), pipe.constraint(), given=None, **options)
+        constraint = pipe.constraint()
+        texts = writer(latents, constraint, pipe.row_randoms(0, len(latents)))
         valid = 0
         for text in texts:
             try:
@@ -226,6 +233,18 @@ def be_great(pipe: DiffLMPipeline, frame: pd.DataFrame, rows: int) -> dict[str, 
     return measure(run)
 
 
+def by_draft(pipe: DiffLMPipeline, rows: int) -> dict[str, float] | str:
+    """The whole pipeline, diffusion included, with the draft writing alone; the language model is not used."""
+    if pipe.draft is None:
+        return "the pipeline has no draft"
+
+    def run() -> tuple[int, int, int]:
+        texts = pipe(rows, seed=0, writer="draft").texts
+        return rows, len(texts), count_tokens(pipe, texts)
+
+    return measure(run)
+
+
 def forward_share(pipe: DiffLMPipeline, run: Callable[[], Any]) -> float:
     """Part of ``run``'s time that is spent inside the decoder's transformer."""
     inside, started = 0.0, [0.0]
@@ -251,23 +270,23 @@ def benchmark(
     pipe: DiffLMPipeline, frame: pd.DataFrame, latents: torch.Tensor, batch_size: int, trained: bool
 ) -> dict[str, Any]:
     """Every way of sampling on one table."""
-    fast = by_pipeline(pipe, latents, fast=True, batch_size=batch_size)
+    fast = by_model(pipe, latents, fast=True, batch_size=batch_size)
     fast()  # compiles the grammar, probes the decoder
     figures: dict[str, Any] = {"fast": measure(fast)}
     figures["fast"]["forward_share"] = forward_share(pipe, fast)
     length = round(figures["fast"]["tokens_per_second"] / figures["fast"]["rows_per_second"])
-    limit = pipe.config.max_new_tokens
-    if not trained:  # without the grammar an untrained injector never ends a text
-        pipe.register_to_config(max_new_tokens=length)
+    # Without the grammar an untrained injector never ends a text.
+    limit = pipe.config.max_new_tokens if trained else length
     batch = latents[:batch_size]
-    free = by_pipeline(pipe, batch, fast=False, constrained=False, batch_size=batch_size)
+    free = by_model(pipe, batch, fast=False, constrained=False, batch_size=batch_size, max_new_tokens=limit)
     figures["generate_filter"] = measure(free)
-    pipe.register_to_config(max_new_tokens=limit)
-    figures["generate_constrained"] = measure(by_pipeline(pipe, batch, fast=False, batch_size=batch_size))
+    figures["generate_constrained"] = measure(by_model(pipe, batch, fast=False, batch_size=batch_size))
     few = latents[:4]
     figures["published_loop"] = measure(
         lambda: published_loop(pipe, few, 2 * length if trained else length, stop_at_eos=trained)
     )
+    if trained:
+        figures["draft"] = by_draft(pipe, 16 * len(latents))
     figures["be_great"] = be_great(pipe, frame, 100)
     floors = {}
     for size in sorted({64, 128, batch_size}):
