@@ -14,6 +14,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from difflm.files import read_json
 from difflm.hub_cards.disclosures import disclosures
+from difflm.pipelines.cell_codes import CellCodes
+from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.sharded_sampling import read_report, read_run
 from difflm.pipelines.training_digests import read_digests
 from difflm.training.domains import DOMAINS
@@ -82,6 +84,8 @@ def model_card(
     index = read_json(_existing(folder / "model_index.json", "no saved pipeline here"))
     autoencoder = read_json(folder / "autoencoder" / "config.json")
     denoiser = read_json(folder / "denoiser" / "config.json")
+    draft = read_json(folder / "draft" / "config.json") if "draft" in index else {}
+    writer = index.get("writer", "lm")
     log = _training_log(folder)
     figures = read_figures(folder, evaluation)
     repo_id = repo_id or folder.resolve().name
@@ -109,15 +113,23 @@ def model_card(
         dataset_name=dataset,
         decoder=bases[0] or Path(decoder_source).name or "a causal language model",
         decoder_package=_package(decoder_source),
+        writer=writer,
+        has_draft=bool(draft),
+        drafts_all=bool(draft) and CellCodes(RecordSchema.from_dict(schema)).complete,
         record_format=schema.get("record_format", "json"),
         columns=[_column_row(column) for column in schema.get("columns", [])],
         conditions=list(denoiser.get("class_names") or []),
-        training=_training_rows(log, autoencoder, denoiser),
+        training=_training_rows(log, autoencoder, denoiser, draft, writer),
         plots=_plot_training(folder, log) if plots and log else [],
         figures=[_figure_row(name, value) for name, value in figures.items()],
         privacy=any(name in FIGURES and FIGURES[name].private for name in figures),
         disclosures=disclosures(
-            schema, index.get("condition_classes"), autoencoder, log, _count_digests(folder) if with_digests else 0
+            schema,
+            index.get("condition_classes"),
+            autoencoder,
+            log,
+            _count_digests(folder) if with_digests else 0,
+            draft,
         ),
         citation=CITATION,
     )
@@ -299,17 +311,26 @@ def _column_row(column: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _training_rows(
-    log: Mapping[str, Any], autoencoder: Mapping[str, Any], denoiser: Mapping[str, Any]
+    log: Mapping[str, Any],
+    autoencoder: Mapping[str, Any],
+    denoiser: Mapping[str, Any],
+    draft: Mapping[str, Any],
+    writer: str,
 ) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     encoder, decoder = (str(autoencoder.get(f"{role}_name_or_path") or "") for role in ("encoder", "decoder"))
     # A local folder's name means nothing elsewhere, and may say who trained it.
     rows.append(("Decoder, frozen", hub_id(decoder) or Path(decoder).name))
-    rows.append(("Encoder", f"{hub_id(encoder) or Path(encoder).name} ({autoencoder.get('encoder_training')})"))
+    if autoencoder.get("encoder_config") is not None:
+        rows.append(("Encoder", f"{hub_id(encoder) or Path(encoder).name} ({autoencoder.get('encoder_training')})"))
     rows.append(("Latent size", str(autoencoder.get("latent_size"))))
     tokens = autoencoder.get("num_injection_tokens")
     rows.append(("Injection", f"{str(autoencoder.get('injection')).replace('_', ' ')}, {tokens} tokens"))
     rows.append(("Denoiser", f"{denoiser.get('num_blocks')} blocks of {denoiser.get('hidden_size')}"))
+    if draft:
+        rows.append(("Draft", f"{draft.get('num_blocks')} blocks of {draft.get('hidden_size')}"))
+        who, why = "draft" if writer == "draft" else "language model", log.get("writer_reason")
+        rows.append(("Records are written by", f"the {who}" + (f" ({why})" if isinstance(why, str) else "")))
     logged = (
         ("rows", "Training records", "{}"),
         ("validation_rows", "Held-out records", "{}"),

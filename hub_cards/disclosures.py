@@ -12,6 +12,7 @@ def disclosures(
     autoencoder: Mapping[str, Any],
     log: Mapping[str, Any],
     num_digests: int,
+    draft: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One sentence for each thing.
 
@@ -25,6 +26,8 @@ def disclosures(
         ``training_log.json``; empty if there is none.
     num_digests : int
         Of training records, published with the weights.
+    draft
+        Its configuration, if there is one.
     """
     columns = schema.get("columns") or []
     choices = log.get("disclosure") or {}
@@ -55,6 +58,13 @@ def disclosures(
     if number := autoencoder.get("num_feature_columns"):
         ends = f", but for the {below} smallest and largest values" if shorter else ", the ends included"
         told.append(f"In the weights, 129 quantiles of each of {_columns(number)}{ends}.")
+    drafted = (draft or {}).get("columns") or []
+    if numbers := [column for column in drafted if column.get("kind") == "number"]:
+        knots = sum(column.get("num_knots", 0) for column in numbers)
+        told.append(
+            f"In the draft's weights, the distribution of each of {_columns(len(numbers))} of numbers or dates, as "
+            f"{knots:,} quantiles in all, and how often values, or groups of them, occur."
+        )
     told.append("In the weights, too, whatever they memorised of single records: nothing bounds that.")
     if isinstance(log.get("rows"), int):
         told.append(f"How many records were learnt from: {log['rows']:,}.")

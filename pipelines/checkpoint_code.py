@@ -111,7 +111,7 @@ def write_code(folder: Path, sources: Mapping[str, str]) -> None:
         settings.pop("_name_or_path", None)
         write_json(folder / name, settings)
     config = read_json(folder / "autoencoder" / "config.json")
-    encoder_config = dict(config.get("encoder_config") or {})
-    encoder_config.pop("_name_or_path", None)
-    config |= {"encoder_config": encoder_config, "auto_map": AUTO_MAP}
+    config["auto_map"] = AUTO_MAP
+    if isinstance(config.get("encoder_config"), dict):  # none where the draft encodes all columns
+        config["encoder_config"].pop("_name_or_path", None)
     write_json(folder / "autoencoder" / "config.json", config)

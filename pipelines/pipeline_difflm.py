@@ -267,7 +267,7 @@ class DiffLMPipeline(DeferredComponentsMixin, RecordEditingMixin, HubSavingMixin
             table = RecordSchema.from_json_schema(schema, record_format=self.schema.record_format)
         conditions = check_condition(condition or {}, table.columns)
         cells = given_values(given, num_samples, table, conditions)
-        who = choose_writer(writer, self.config["writer"], self._draft_obstacle(constrained, schema is not None))
+        who = self.who_writes(writer, constrained=constrained, schema=schema)
         if latents is not None:
             latents = given_latents(latents, num_samples, self.denoiser.config.latent_size)
         run = SamplingRun(
@@ -315,13 +315,16 @@ class DiffLMPipeline(DeferredComponentsMixin, RecordEditingMixin, HubSavingMixin
                 run.take(rows, texts, row_latents)
         return run.output().converted(output_type, return_dict)
 
-    def _draft_obstacle(self, constrained: bool, other_schema: bool) -> str | None:
-        """Why the draft cannot write, if it cannot."""
+    def who_writes(self, writer: str = "auto", *, constrained: bool = True, schema: Any = None) -> str:
+        """Who writes the records of a call with these arguments: "lm" or "draft"."""
+        obstacle = None
         if not self.has_component("draft"):
-            return "this pipeline has no draft"
-        if not constrained:
-            return "constrained=False is about texts, and the draft writes cells"
-        return "schema= asks for other records than those that the draft was fitted to" if other_schema else None
+            obstacle = "this pipeline has no draft"
+        elif not constrained:
+            obstacle = "constrained=False is about texts, and the draft writes cells"
+        elif schema is not None:
+            obstacle = "schema= asks for other records than those that the draft was fitted to"
+        return choose_writer(writer, self.config["writer"], obstacle)
 
     def _writer(
         self,

@@ -66,8 +66,10 @@ def load_pipeline(name: str) -> Any:
 
         # The Space's owner names the repository, in a file of the Space.
         pipeline = DiffusionPipeline.from_pretrained(name, trust_remote_code=True)
-    # Published code knows the best device as well as the installed one.
-    model_code = sys.modules[type(pipeline.autoencoder).__module__]
+    # Published code knows the best device as well as the installed one; where the draft writes it may not be loaded.
+    class_of = getattr(pipeline, "component_class", None)
+    model_class = type(pipeline.autoencoder) if class_of is None else class_of("autoencoder")
+    model_code = sys.modules[model_class.__module__]
     pipeline.to(os.environ.get("DIFFLM_DEVICE") or model_code.compute_device())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -81,6 +83,12 @@ def load_reference() -> pd.DataFrame | None:
         if path.is_file():
             return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     return None
+
+
+def written_by(pipeline: Any, writer: str = "auto") -> str:
+    """Who writes the records, in words; pipelines of earlier versions have no draft."""
+    chosen = pipeline.who_writes(writer) if hasattr(pipeline, "who_writes") else "lm"
+    return "the draft" if chosen == "draft" else "the language model"
 
 
 # -------------------------------------------------------------------- reading the controls
@@ -210,6 +218,7 @@ class App:
         seed: float,
         temperature: float,
         guidance: float,
+        writer: str,
         *values: Any,
         progress: Any = gr.Progress(),  # noqa: B008  Gradio finds the progress bar by this default
     ) -> tuple[Any, ...]:
@@ -223,6 +232,8 @@ class App:
         try:
             condition = read_condition(self.columns, values)
             options = {"temperature": temperature, "guidance_scale": guidance, "condition": condition or None}
+            if writer != "auto":
+                options["writer"] = writer
             for part in self.pipeline.stream(total, min(BATCH_ROWS, total), seed=int(seed), **options):
                 records += part.records
                 if part.records:
@@ -241,7 +252,8 @@ class App:
         state = {"latents": kept, "pixels": pixels, "chosen": [], "seed": int(seed), "table": table}
         figure = None if self.reference is None else draw_comparison(self.reference, table)
         given_up = total - len(records)
-        note = f"{len(records):,} records" + (f"; {given_up} given up: relax the condition" if given_up else "")
+        note = f"{len(records):,} records, written by {written_by(self.pipeline, writer)}"
+        note += f"; {given_up} given up: relax the condition" if given_up else ""
         files = (str(folder / "synthetic.csv"), str(folder / "synthetic.parquet"))
         buttons = [gr.DownloadButton(value=file, interactive=True) for file in files]
         return note, table, *buttons, image, figure, state, table.head(0)
@@ -300,9 +312,11 @@ def _condition_control(column: Any) -> Any:
 
 def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "DiffLM") -> gr.Blocks:
     """Build the app for a loaded pipeline."""
-    app = App(pipeline, reference)
+    app, has_draft = App(pipeline, reference), getattr(pipeline, "draft", None) is not None
     with gr.Blocks(title=title, delete_cache=DOWNLOADS_CACHE) as blocks:
-        gr.Markdown(f"# {title}\nSynthetic records from a latent diffusion model in front of a frozen language model.")
+        gr.Markdown(
+            f"# {title}\nSynthetic records: a diffusion model draws latents, {written_by(pipeline)} writes them down."
+        )
         state = gr.State()
         with gr.Row(elem_id="layout"):
             with gr.Column(scale=1, min_width=300):
@@ -311,8 +325,16 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
                 with gr.Accordion("Fix columns", open=False, elem_id="conditions"):
                     controls = [_condition_control(column) for column in app.columns]
                 with gr.Accordion("Advanced", open=False):
-                    temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="of the language model")
+                    temperature = gr.Slider(0, 2, 1, step=0.05, label="Temperature", info="of the writer")
                     guidance = gr.Slider(0.5, 5, 1, step=0.1, label="Guidance", info="towards the fixed columns")
+                    writer = gr.Dropdown(
+                        ["auto", "lm", "draft"],
+                        value="auto",
+                        label="Writer",
+                        info="the language model or the draft; auto is as the fit decided",
+                        visible=has_draft,
+                        elem_id="writer",
+                    )
                 button = gr.Button("Sample", variant="primary", elem_id="sample")
                 note = gr.Markdown(elem_id="note")
                 with gr.Row():
@@ -338,7 +360,7 @@ def build(pipeline: Any, reference: pd.DataFrame | None = None, title: str = "Di
                 ends = gr.Textbox(visible=False)
                 walk = gr.Dataframe(label="Decoded", interactive=False, elem_id="walk")
         outputs = [note, table, csv, parquet, image, plots, state, walk]
-        button.click(app.sample, [rows, seed, temperature, guidance, *controls], outputs, api_name="sample")
+        button.click(app.sample, [rows, seed, temperature, guidance, writer, *controls], outputs, api_name="sample")
         image.select(app.choose, [state], [image, walk, state], api_visibility="private")
         from_page = "(state, ends) => [state, JSON.stringify(window.difflmDrag)]"
         drag.click(app.drag, [state, ends], [image, walk, state], js=from_page, api_visibility="private")

@@ -11,7 +11,7 @@ from difflm.errors import DamagedPipelineError
 from difflm.files import read_json
 
 
-COMPONENTS = ("autoencoder", "denoiser", "scheduler")
+COMPONENTS = ("autoencoder", "denoiser", "draft", "scheduler")
 AUTOENCODER_KEYS = (
     "encoder_name_or_path",
     "encoder_training",
@@ -23,11 +23,13 @@ AUTOENCODER_KEYS = (
     "pooling",
 )
 DENOISER_KEYS = ("hidden_size", "num_blocks", "class_names")
+DRAFT_KEYS = ("hidden_size", "num_blocks", "number_noise", "choice_noise")
 TRAINING_KEYS = (
     "fit_seconds",
     "hardware",
     "rows",
     "rows_seen",
+    "writer_reason",
     "reconstruction_own_latent",
     "reconstruction_shuffled_latent",
     "reconstruction_draft_alone",
@@ -88,7 +90,8 @@ def _describe_component(folder: Path) -> dict[str, Any] | None:
     config = next((read_json(path) for path in configs if path.is_file()), None)
     if config is None:
         return None
-    keys = {"autoencoder": AUTOENCODER_KEYS, "denoiser": DENOISER_KEYS}.get(folder.name, ("_class_name",))
+    known = {"autoencoder": AUTOENCODER_KEYS, "denoiser": DENOISER_KEYS, "draft": DRAFT_KEYS}
+    keys = known.get(folder.name, ("_class_name",))
     description = {key.lstrip("_"): config[key] for key in keys if key in config}
     if weights := _describe_weights(folder):
         description["weights"] = weights
@@ -106,9 +109,9 @@ def describe(pipeline: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``path``, ``class_name``, ``bytes`` (all files), one entry per component with its settings and ``weights``
-        (``parameters``, ``dtypes``, ``bytes``), ``record_format`` and ``columns``, and ``training`` (the figures at
-        the end of the fit), as far as the files tell.
+        ``path``, ``class_name``, ``writer``, ``bytes`` (all files), one entry per component with its settings and
+        ``weights`` (``parameters``, ``dtypes``, ``bytes``), ``record_format`` and ``columns``, and ``training`` (the
+        figures at the end of the fit), as far as the files tell.
 
     Raises
     ------
@@ -123,6 +126,7 @@ def describe(pipeline: str | Path) -> dict[str, Any]:
     description: dict[str, Any] = {
         "path": str(pipeline),
         "class_name": class_name[-1] if isinstance(class_name, list) else class_name,
+        "writer": index.get("writer", "lm"),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
     for name in COMPONENTS:
@@ -159,6 +163,9 @@ def _column_line(column: dict[str, Any]) -> str:
 def render(description: dict[str, Any]) -> str:
     """Lay a description out as text for people."""
     lines = [f"{description['path']}: {description['class_name']}, {description['bytes'] / 2**20:.1f} MiB"]
+    why = description.get("training", {}).get("writer_reason")
+    who = "draft" if description["writer"] == "draft" else "language model"
+    lines.append(f"records are written by the {who}" + (f" ({why})" if why else ""))
     for name in COMPONENTS:
         if name not in description:
             continue
@@ -179,6 +186,7 @@ def render(description: dict[str, Any]) -> str:
         lines += [
             f"  {key}: {value:.4g}" if isinstance(value, float) else f"  {key}: {value}"
             for key, value in description["training"].items()
+            if key != "writer_reason"
         ]
     return "\n".join(lines)
 

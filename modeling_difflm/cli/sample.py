@@ -23,6 +23,9 @@ from difflm.cli.options import (
 from difflm.errors import ArgumentError
 
 
+WRITERS = {"lm": "the language model", "draft": "the draft"}
+
+
 def condition_pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name:
@@ -62,11 +65,18 @@ def add_command(commands: Any) -> None:
         help="records decoded together; more is faster and takes more memory (default: chosen for the device)",
     )
     sample.add_argument(
+        "--writer",
+        choices=("auto", "lm", "draft"),
+        default="auto",
+        help="lm: the language model writes; draft: the columns' own network does, and the language model texts and "
+        "nested values alone; auto: as the fit decided",
+    )
+    sample.add_argument(
         "--temperature",
         type=temperature,
         default=1.0,
         metavar="T",
-        help="of the language model's token choice, no unit; below 1 the records are less varied, at 0 the likeliest "
+        help="of the writer's choice of tokens, no unit; below 1 the records are less varied, at 0 the likeliest "
         "token is taken",
     )
     sample.add_argument(
@@ -169,17 +179,20 @@ def run(arguments: argparse.Namespace) -> int:
         "unique": arguments.unique,
         "exclude_training_copies": arguments.exclude_training_copies,
     }
+    who = pipe.who_writes(arguments.writer, constrained=arguments.constrained)
+    if arguments.writer != "auto":  # runs that were begun by earlier versions go on
+        options["writer"] = arguments.writer
     for note in output_notes(pipe.schema, ".parquet" if to_folder else output.suffix.lower(), arguments.big_integers):
         print(f"difflm: note: {note}", file=sys.stderr)
     if to_folder:
-        return _sample_shards(pipe, output, arguments, options)
+        return _sample_shards(pipe, output, arguments, options, WRITERS[who])
     started = time.monotonic()
     result = pipe(num_samples=arguments.num_samples, seed=arguments.seed, **options)
     seconds = max(time.monotonic() - started, 1e-9)
     write_records(result, output, big_integers=arguments.big_integers)
     count = len(result.records)
     print(
-        f"{count} records in {output} ({count / seconds:.1f} records/s, "
+        f"{count} records in {output}, written by {WRITERS[who]} ({count / seconds:.1f} records/s, "
         f"{100 * result.valid_first_attempt:.1f} % valid on the first attempt)"
     )
     if count < arguments.num_samples:
@@ -188,7 +201,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+def _sample_shards(
+    pipe: Any, folder: Path, arguments: argparse.Namespace, options: dict[str, Any], written_by: str
+) -> int:
     """Write parquet shards; under ``accelerate launch`` each process writes its share."""
     from accelerate import PartialState
     from tqdm.auto import tqdm
@@ -228,7 +243,7 @@ def _sample_shards(pipe: Any, folder: Path, arguments: argparse.Namespace, optio
         )
         reports = [read_report(shard) for shard in shards]
     returned = sum(report.returned for report in reports)
-    print(f"{returned} records in {len(reports)} shards in {folder}{os.sep}")
+    print(f"{returned} records in {len(reports)} shards in {folder}{os.sep}, written by {written_by}")
     if returned < total:
         print(f"difflm: only {returned} of {total} records became valid", file=sys.stderr)
     # A process that ends with an error takes the others, which may still be at work, down with it.

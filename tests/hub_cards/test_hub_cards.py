@@ -65,6 +65,20 @@ def test_hub_card_has_the_tags_of_what_was_learnt_from(folder, shards, domain, i
         assert ("tabular" in card.data.tags) == is_table
 
 
+def test_hub_card_says_who_writes_and_why(folder, drafting_folder, tmp_path):
+    assert "writer=" not in str(model_card(folder))
+    folder = shutil.copytree(drafting_folder, tmp_path / "drafted")
+    (folder / "training_log.json").write_text(json.dumps({"writer_reason": "38.20 nats against 38.11"}))
+    card = str(model_card(folder))
+    assert "a small network, the draft, writes" in card
+    assert "| Records are written by | the draft (38.20 nats against 38.11) |" in card
+    assert "| Draft | 1 blocks of 16 |" in card and "Encoder" not in card
+    assert "In the draft's weights, the distribution of each of 3 columns of numbers or dates" in card
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"writer": "lm"}))
+    assert 'writes the record\nunder a grammar' in str(model_card(folder))
+
+
 def test_hub_card_names_models_by_hub_id_and_no_local_path(folder):
     path = folder / "autoencoder" / "config.json"
     config = json.loads(path.read_text())

@@ -109,6 +109,28 @@ for name in ("autoencoder", "denoiser"):
     assert done.stdout.count("ROUNDED []") == 2
 
 
+def test_hub_pipeline_with_a_draft_loads_with_and_without_difflm(hub, run_python, drafting, python_without_difflm):
+    drafting.push_to_hub("user/drafted", token="hf_user")
+    files = hub.repos["model", "user/drafted"].files
+    assert {"draft/modeling_draft.py", "draft/config.json", "draft_writer.py", "cell_codes.py"} <= files.keys()
+    code = """
+print("WRITER", pipe.who_writes(), sorted(pipe.deferred()))
+pipe.save_pretrained("again")
+pipe.push_to_hub("user/{name}", token="hf_user")
+"""
+    expected = drafting(4, seed=7).records
+    done = run_python((WITH_DIFFLM + SAMPLE + code).format(repo="user/drafted", name="again"), hub)
+    assert records(done) == expected
+    assert "WRITER draft ['autoencoder', 'decoder_tokenizer']" in done.stdout
+    there = {"python": python_without_difflm, "home": "another"}
+    done = run_python((WITHOUT_DIFFLM + SAMPLE + code).format(repo="user/again", name="more"), hub, **there)
+    assert records(done) == expected
+    assert "WRITER draft []" in done.stdout
+    more = hub.repos["model", "user/more"].files
+    assert files.keys() == more.keys()
+    assert all(more[name] == content for name, content in files.items() if name.endswith((".py", ".safetensors")))
+
+
 def test_hub_code_does_not_run_without_trust(hub, run_python, published, tmp_path):
     trace = tmp_path / "trace"
     poison = f"\nopen({str(trace)!r}, 'w').write('ran')\n".encode()

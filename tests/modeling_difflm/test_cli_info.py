@@ -1,6 +1,7 @@
 """``difflm info``: read from JSON files and safetensors headers, and damage is named."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,3 +111,14 @@ def test_a_header_that_is_no_json(pipeline):
     path.write_bytes((10).to_bytes(8, "little") + b"x" * 10)
     with pytest.raises(ValueError, match="broken safetensors header"):
         read_safetensors_header(path)
+
+
+def test_who_writes_and_why_is_said(drafting_folder, tmp_path, pipeline):
+    assert describe(pipeline)["writer"] == "lm"
+    assert "records are written by the language model\n" in render(describe(pipeline))
+    folder = shutil.copytree(drafting_folder, tmp_path / "drafted")
+    (folder / "training_log.json").write_text(json.dumps({"writer_reason": "the model adds 0.2 %"}))
+    description = describe(folder)
+    assert description["writer"] == "draft"
+    assert description["draft"]["hidden_size"] == 16
+    assert "records are written by the draft (the model adds 0.2 %)" in render(description)

@@ -65,6 +65,24 @@ def test_a_run_that_is_done_stays_as_it_is(fitted, whole, capsys):
     assert "24 records in 6 shards" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("options", "who"), [([], "draft"), (["--writer", "lm"], "language model")])
+def test_who_writes_is_said(drafting, drafting_folder, tmp_path, options, who, capsys):
+    drafting.set_progress_bar_config(disable=True)
+    output = tmp_path / "rows.parquet"
+    assert main(["sample", str(drafting_folder), "-o", str(output), "-n", "5", "--steps", "4", *options]) == 0
+    assert f"5 records in {output}, written by the {who} (" in capsys.readouterr().out
+    expected = drafting(5, seed=0, num_inference_steps=4, writer="lm" if options else "auto").to_pandas()
+    pd.testing.assert_frame_equal(pd.read_parquet(output), expected)
+
+
+def test_a_writer_that_cannot_is_named(fitted, drafting_folder, tmp_path, capsys):
+    assert main(["sample", str(fitted[1]), "-o", str(tmp_path / "rows.csv"), "--writer", "draft"]) == 2
+    assert "this pipeline has no draft. The language model can" in capsys.readouterr().err
+    command = ["sample", str(drafting_folder), "-o", str(tmp_path / "rows.csv"), "--no-constrained"]
+    assert main([*command, "--writer", "draft"]) == 2
+    assert "constrained=False is about texts" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_files(fitted, whole, tmp_path):
     program = [sys.executable, "-m", "difflm", *command(fitted[1], tmp_path / "killed")]

@@ -20,26 +20,26 @@ WEIGHTS = "autoencoder/model.safetensors"
 
 
 @pytest.fixture
-def loaded(drafted_folder):
-    pipe = DiffLMPipeline.from_pretrained(drafted_folder)
+def loaded(drafting_folder):
+    pipe = DiffLMPipeline.from_pretrained(drafting_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.fixture
-def copied(drafted_folder, tmp_path):
+def copied(drafting_folder, tmp_path):
     """A folder of the test's own."""
-    return shutil.copytree(drafted_folder, tmp_path / "copied")
+    return shutil.copytree(drafting_folder, tmp_path / "copied")
 
 
-def test_the_draft_samples_without_the_autoencoders_file(drafted, copied):
+def test_the_draft_samples_without_the_autoencoders_file(drafting, copied):
     (copied / WEIGHTS).unlink()
     shutil.rmtree(copied / "decoder_tokenizer")
     pipe = DiffLMPipeline.from_pretrained(copied)
     pipe.set_progress_bar_config(disable=True)
     output = pipe(5, seed=0, **STEPS)
-    assert output.texts == drafted(5, seed=0, **STEPS).texts
-    assert torch.equal(pipe.encode(output.records), drafted.encode(output.records))
+    assert output.texts == drafting(5, seed=0, **STEPS).texts
+    assert torch.equal(pipe.encode(output.records), drafting.encode(output.records))
     assert pipe.impute([{"age": 3}], seed=0, **STEPS).records[0]["age"] == 3
     assert pipe.device.type == "cpu"
     with pytest.raises(DamagedPipelineError, match="model.safetensors is missing"):
@@ -49,25 +49,25 @@ def test_the_draft_samples_without_the_autoencoders_file(drafted, copied):
     assert pipe(5, seed=0, **STEPS).texts == output.texts
 
 
-def test_it_is_loaded_when_it_is_needed(drafted, loaded):
+def test_it_is_loaded_when_it_is_needed(drafting, loaded):
     assert set(loaded.deferred()) == {"autoencoder", "decoder_tokenizer"}
     assert loaded.component_class("autoencoder") is DiffLMModel
-    assert loaded(3, seed=0, writer="lm", **STEPS).texts == drafted(3, seed=0, writer="lm", **STEPS).texts
+    assert loaded(3, seed=0, writer="lm", **STEPS).texts == drafting(3, seed=0, writer="lm", **STEPS).texts
     assert loaded.deferred() == {}
     assert not loaded.autoencoder.training
     loaded.autoencoder = None
     assert not loaded.has_component("autoencoder")
 
 
-def test_components_are_all_of_them(drafted, loaded):
-    assert loaded.components.keys() == drafted.components.keys()
+def test_components_are_all_of_them(drafting, loaded):
+    assert loaded.components.keys() == drafting.components.keys()
     assert DiffLMPipeline(**loaded.components, record_schema=loaded.config["record_schema"]).draft is loaded.draft
 
 
-def test_a_writer_of_texts_defers_nothing(build_drafted, small_table, drafted_folder, tmp_path):
+def test_a_writer_of_texts_defers_nothing(build_drafted, small_table, drafting_folder, tmp_path):
     build_drafted(small_table, writer="lm").save_pretrained(tmp_path)
     assert DiffLMPipeline.from_pretrained(tmp_path).deferred() == {}
-    passed = DiffLMPipeline.from_pretrained(drafted_folder, autoencoder=None)
+    passed = DiffLMPipeline.from_pretrained(drafting_folder, autoencoder=None)
     assert set(passed.deferred()) == {"decoder_tokenizer"}
 
 
@@ -81,30 +81,30 @@ def test_it_is_moved_with_the_pipeline(loaded):
 
 
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
-def test_copies_load_their_own(drafted, loaded, copy_of):
+def test_copies_load_their_own(drafting, loaded, copy_of):
     other = copy_of(loaded)
     assert set(other.deferred()) == set(loaded.deferred()) == {"autoencoder", "decoder_tokenizer"}
-    assert other(2, seed=0, **STEPS).texts == drafted(2, seed=0, **STEPS).texts
+    assert other(2, seed=0, **STEPS).texts == drafting(2, seed=0, **STEPS).texts
     assert other.autoencoder is not loaded.autoencoder
 
 
-def test_saving_copies_what_is_not_loaded(drafted_folder, loaded, tmp_path):
+def test_saving_copies_what_is_not_loaded(drafting_folder, loaded, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     assert set(loaded.deferred()) == {"autoencoder", "decoder_tokenizer"}
-    before = {path.relative_to(drafted_folder): path for path in drafted_folder.rglob("*") if path.is_file()}
+    before = {path.relative_to(drafting_folder): path for path in drafting_folder.rglob("*") if path.is_file()}
     after = {path.relative_to(tmp_path / "again"): path for path in (tmp_path / "again").rglob("*") if path.is_file()}
     assert before.keys() == after.keys()
     for name, path in before.items():
         assert after[name].read_bytes() == path.read_bytes(), name
 
 
-def test_saving_in_its_own_folder(drafted, copied):
+def test_saving_in_its_own_folder(drafting, copied):
     pipe = DiffLMPipeline.from_pretrained(copied)
     pipe.save_pretrained(copied)
     again = DiffLMPipeline.from_pretrained(copied)
     for one in (pipe, again):
         one.set_progress_bar_config(disable=True)
-        assert one(2, seed=0, writer="lm", **STEPS).texts == drafted(2, seed=0, writer="lm", **STEPS).texts
+        assert one(2, seed=0, writer="lm", **STEPS).texts == drafting(2, seed=0, writer="lm", **STEPS).texts
 
 
 def test_files_that_changed_meanwhile_are_refused(copied, tmp_path):
@@ -130,8 +130,8 @@ def test_settings_that_divert_are_refused_when_it_is_loaded(copied):
         _ = pipe.decoder_tokenizer
 
 
-def test_versions_without_drafts_refuse_it(drafted_folder, build_drafted, small_table, tmp_path):
-    index = json.loads((drafted_folder / "model_index.json").read_text())
+def test_versions_without_drafts_refuse_it(drafting_folder, build_drafted, small_table, tmp_path):
+    index = json.loads((drafting_folder / "model_index.json").read_text())
     assert (index["_difflm_layout"], index["writer"]) == (3, "draft")
     assert index["draft"] == ["modeling_draft", "ColumnDraft"]
     assert "encoder_tokenizer" not in index

@@ -20,8 +20,8 @@ STEPS = {"num_inference_steps": 4}
 
 
 @pytest.fixture(scope="module")
-def thirty(drafted):
-    return drafted(30, seed=1, **STEPS)
+def thirty(drafting):
+    return drafting(30, seed=1, **STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -34,41 +34,41 @@ def reviews(build_drafted, mixed_table):
 
 class TestRows:
     @pytest.mark.parametrize("batch_size", [1, 7])
-    def test_batches_do_not_show(self, drafted, thirty, batch_size):
-        batches = list(drafted.stream(30, batch_size, seed=1, **STEPS))
+    def test_batches_do_not_show(self, drafting, thirty, batch_size):
+        batches = list(drafting.stream(30, batch_size, seed=1, **STEPS))
         assert [text for batch in batches for text in batch.texts] == thirty.texts
 
-    def test_first_row_continues(self, drafted, thirty):
-        assert drafted(9, seed=1, first_row=21, **STEPS).texts == thirty.texts[21:]
+    def test_first_row_continues(self, drafting, thirty):
+        assert drafting(9, seed=1, first_row=21, **STEPS).texts == thirty.texts[21:]
 
-    def test_seeds_and_attempts_differ(self, drafted, thirty):
-        assert drafted(30, seed=2, **STEPS).texts != thirty.texts
+    def test_seeds_and_attempts_differ(self, drafting, thirty):
+        assert drafting(30, seed=2, **STEPS).texts != thirty.texts
         once = dict.fromkeys(thirty.texts, 0)
 
         def unseen(record):
-            text = drafted.schema.serialize(record)
+            text = drafting.schema.serialize(record)
             once[text] = once.get(text, 0) + 1
             return once[text] > 1
 
-        again = drafted(30, seed=1, accept=unseen, **STEPS)
+        again = drafting(30, seed=1, accept=unseen, **STEPS)
         assert again.report.attempts > 30
 
-    def test_records_are_valid_and_read_back(self, drafted, thirty):
-        validator = jsonschema.Draft202012Validator(drafted.schema.json_schema(bounded=True))
+    def test_records_are_valid_and_read_back(self, drafting, thirty):
+        validator = jsonschema.Draft202012Validator(drafting.schema.json_schema(bounded=True))
         for record in thirty.records:
             validator.validate(record)
         assert thirty.valid_first_attempt == 1.0
         assert thirty.report.attempts == 30
-        assert [drafted.schema.serialize(record) for record in thirty.records] == thirty.texts
+        assert [drafting.schema.serialize(record) for record in thirty.records] == thirty.texts
         assert any(record["weight"] is None or record["seen"] is None for record in thirty.records)
         assert len({record["age"] for record in thirty.records}) > 5
 
-    def test_progress_is_told(self, drafted, monkeypatch):
+    def test_progress_is_told(self, drafting, monkeypatch):
         monkeypatch.setattr(DraftWriter, "rows_at_once", 8)
         done = []
-        writer = DraftWriter(drafted.draft, drafted.schema)
-        latents = torch.randn(20, drafted.draft.latent_size)
-        writer.cells(latents, drafted.row_randoms(0, 20), on_rows_done=done.append)
+        writer = DraftWriter(drafting.draft, drafting.schema)
+        latents = torch.randn(20, drafting.draft.latent_size)
+        writer.cells(latents, drafting.row_randoms(0, 20), on_rows_done=done.append)
         assert done == [8, 8, 4]
 
 
@@ -80,9 +80,9 @@ class TestConditions:
         seen=st.sampled_from([None, ("2024-01-03", "2024-01-10"), ["2024-01-04", "2024-01-19"], ("2024-02-01", None)]),
     )
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def test_they_hold(self, drafted, ages, weight, kind, seen):
+    def test_they_hold(self, drafting, ages, weight, kind, seen):
         condition = {"age": tuple(ages), "weight": weight, "kind": kind, "seen": seen, "tame": True}
-        output = drafted(8, seed=0, condition=condition, **STEPS)
+        output = drafting(8, seed=0, condition=condition, **STEPS)
         assert output.report.attempts == 8
         for record in output.records:
             assert ages[0] <= record["age"] <= ages[1]
@@ -96,24 +96,24 @@ class TestConditions:
             if seen is None:
                 assert record["seen"] is None
 
-    def test_listed_dates_are_drawn_whole(self, drafted):
+    def test_listed_dates_are_drawn_whole(self, drafting):
         days = ["2024-01-04", "2024-01-19"]
-        output = drafted(30, seed=0, condition={"seen": days}, **STEPS)
+        output = drafting(30, seed=0, condition={"seen": days}, **STEPS)
         assert {record["seen"][:10] for record in output.records} == set(days)
 
-    def test_temperature_0_takes_the_likeliest(self, drafted):
-        latents = torch.randn(1, drafted.draft.latent_size).expand(4, -1)
-        assert len(set(drafted(4, seed=0, latents=latents, temperature=0.0).texts)) == 1
-        assert len(set(drafted(4, seed=0, latents=latents, top_k=1).texts)) > 1
+    def test_temperature_0_takes_the_likeliest(self, drafting):
+        latents = torch.randn(1, drafting.draft.latent_size).expand(4, -1)
+        assert len(set(drafting(4, seed=0, latents=latents, temperature=0.0).texts)) == 1
+        assert len(set(drafting(4, seed=0, latents=latents, top_k=1).texts)) > 1
 
 
 class TestGivenCells:
-    def test_impute_keeps_them(self, drafted, mixed_table):
+    def test_impute_keeps_them(self, drafting, mixed_table):
         gaps = mixed_table.head(6).astype(object).where(np.arange(30).reshape(6, 5) % 3 > 0, None)
-        filled = drafted.impute(gaps, seed=0, **STEPS).records
+        filled = drafting.impute(gaps, seed=0, **STEPS).records
         for before, after in zip(gaps.to_dict("records"), filled, strict=True):
             known = {name: value for name, value in before.items() if not pd.isna(value)}
-            known = {name: drafted.schema.column(name).normalize(value) for name, value in known.items()}
+            known = {name: drafting.schema.column(name).normalize(value) for name, value in known.items()}
             assert known.items() <= after.items()
 
     def test_they_stay_to_the_last_digit(self, build_drafted):
@@ -155,36 +155,36 @@ class TestTexts:
 
 
 class TestWhoWrites:
-    def test_the_language_model_on_request_and_as_stored(self, build_drafted, drafted, thirty, mixed_table):
-        by_model = drafted(30, seed=1, writer="lm", **STEPS)
+    def test_the_language_model_on_request_and_as_stored(self, build_drafted, drafting, thirty, mixed_table):
+        by_model = drafting(30, seed=1, writer="lm", **STEPS)
         assert by_model.texts != thirty.texts
         assert torch.equal(by_model.latents, thirty.latents)
         stored = build_drafted(mixed_table, writer="lm")
         assert stored(30, seed=1, **STEPS).texts == by_model.texts
         assert stored(30, seed=1, writer="draft", **STEPS).texts == thirty.texts
 
-    def test_what_the_draft_cannot_write(self, drafted, pipe_without):
+    def test_what_the_draft_cannot_write(self, drafting, pipe_without):
         other = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}}
         other["required"] = ["n"]
         with pytest.raises(ArgumentError, match="schema= asks for other records.*leave writer= out"):
-            drafted(1, schema=other, writer="draft")
-        assert set(drafted(1, seed=0, schema=other, **STEPS).records[0]) == {"n"}
+            drafting(1, schema=other, writer="draft")
+        assert set(drafting(1, seed=0, schema=other, **STEPS).records[0]) == {"n"}
         with pytest.raises(ArgumentError, match="constrained=False is about texts"):
-            drafted(1, constrained=False, writer="draft")
+            drafting(1, constrained=False, writer="draft")
         with pytest.raises(ArgumentError, match="this pipeline has no draft"):
             pipe_without(1, writer="draft")
         with pytest.raises(ArgumentError, match="writer='llm' is not one of auto, lm, draft"):
-            drafted(1, writer="llm")
+            drafting(1, writer="llm")
 
     @pytest.fixture
-    def pipe_without(self, drafted):
-        parts = {name: part for name, part in drafted.components.items() if name != "draft"}
-        settings = {name: drafted.config[name] for name in ("record_schema", "condition_classes", "max_new_tokens")}
+    def pipe_without(self, drafting):
+        parts = {name: part for name, part in drafting.components.items() if name != "draft"}
+        settings = {name: drafting.config[name] for name in ("record_schema", "condition_classes", "max_new_tokens")}
         return DiffLMPipeline(**parts, **settings)
 
-    def test_a_pipeline_needs_the_draft_of_its_own_table(self, drafted, build_drafted, small_table):
-        parts = drafted.components
-        schema = drafted.config["record_schema"]
+    def test_a_pipeline_needs_the_draft_of_its_own_table(self, drafting, build_drafted, small_table):
+        parts = drafting.components
+        schema = drafting.config["record_schema"]
         with pytest.raises(ArgumentError, match="needs one: pass draft="):
             DiffLMPipeline(**parts | {"draft": None}, record_schema=schema, writer="draft")
         with pytest.raises(ArgumentError, match="is one of lm, draft, not 'auto'"):
@@ -195,22 +195,22 @@ class TestWhoWrites:
 
 
 class TestEditing:
-    def test_encodings_are_the_drafts_means(self, drafted, mixed_table):
-        latents = drafted.encode(mixed_table)
-        assert latents.shape == (60, drafted.draft.latent_size)
-        assert torch.equal(latents, drafted.encode(mixed_table, batch_size=7))
-        drawn = [drafted.prior_latents("encode", 400, records=mixed_table[:1], seed=seed) for seed in (0, 1)]
+    def test_encodings_are_the_drafts_means(self, drafting, mixed_table):
+        latents = drafting.encode(mixed_table)
+        assert latents.shape == (60, drafting.draft.latent_size)
+        assert torch.equal(latents, drafting.encode(mixed_table, batch_size=7))
+        drawn = [drafting.prior_latents("encode", 400, records=mixed_table[:1], seed=seed) for seed in (0, 1)]
         assert not torch.equal(drawn[0], drawn[1])
         # A value that repeats among the training rows has a range of ranks beside.
-        assert (drawn[0].std(0) > 0.8 * drafted.draft.latent_noise).all()
+        assert (drawn[0].std(0) > 0.8 * drafting.draft.latent_noise).all()
         assert (drawn[0].std(0) < 0.8).all()
 
-    def test_records_are_varied_and_interpolated(self, drafted, mixed_table):
-        records = drafted.schema.to_records(mixed_table[:3])
-        latents = drafted.encode(records)
-        assert len(drafted.reconstruct(records, seed=0).records) == 3
-        assert len(drafted.vary(records, 0.5, seed=0, **STEPS).records) == 3
-        assert len(drafted.interpolate(*records[:2], num_steps=4, seed=0).records) == 4
-        assert drafted.prior_latents("gmm", 5, records=mixed_table, num_components=2).shape == (5, latents.shape[1])
+    def test_records_are_varied_and_interpolated(self, drafting, mixed_table):
+        records = drafting.schema.to_records(mixed_table[:3])
+        latents = drafting.encode(records)
+        assert len(drafting.reconstruct(records, seed=0).records) == 3
+        assert len(drafting.vary(records, 0.5, seed=0, **STEPS).records) == 3
+        assert len(drafting.interpolate(*records[:2], num_steps=4, seed=0).records) == 4
+        assert drafting.prior_latents("gmm", 5, records=mixed_table, num_components=2).shape == (5, latents.shape[1])
 
 
