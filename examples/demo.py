@@ -40,7 +40,7 @@ MAX_NULL_RATE_DIFFERENCE = 5.0
 
 # The fit ends by steps and by what held-out records cost, so that a slow or busy machine comes to the same records.
 # The language model gets enough steps to write them, too; more are a matter of minutes.
-FIT_POLICY = {"floor_steps": 40, "min_floor_steps": 40}
+FIT_POLICY = {"floor_steps": 40, "warm_up_max_epochs": 100}
 BATCH_SIZE = 100
 LANGUAGE_MODEL_SAMPLES = 50
 PACKAGES = ("difflm", "torch", "transformers", "diffusers", "llguidance", "sdmetrics", "numpy", "pandas")

@@ -37,11 +37,11 @@ class Policy:
         Most that the column draft takes of the time that the language model's share leaves.
     floor_share : float, default 0.15
         Share of ``max_minutes`` that the language model takes where the draft writes, so that it can write, too.
-    floor_steps, min_floor_steps : int, default 400, 40
+    floor_steps, min_floor_steps : int, default 400, 10
         Steps with which it has enough, and that it makes however slow they are.
     floor_evaluations : int, default 4
         How often it is looked, in this time, whether it adds to the draft: then it gets the time that is left.
-    floor_warm_up_share : float, default 0.3
+    floor_warm_up_share : float, default 0.4
         Share of this time for the warm-up, which is most of what it can learn in it.
     min_writer_gain : float, default 0.01
         The language model writes if held-out records cost it less than the draft, by this share.
@@ -151,9 +151,9 @@ class Policy:
     column_draft_share: float = 0.4
     floor_share: float = 0.15
     floor_steps: int = 400
-    min_floor_steps: int = 40
+    min_floor_steps: int = 10
     floor_evaluations: int = 4
-    floor_warm_up_share: float = 0.3
+    floor_warm_up_share: float = 0.4
     min_writer_gain: float = 0.01
     noise_floor: float = 0.5
     text_latent_size: int = 32

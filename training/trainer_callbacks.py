@@ -65,8 +65,10 @@ class TimeLimit(TrainerCallback):
         self._look_at_the_clock(state.global_step + 1)
 
     def _look_at_the_clock(self, steps: int) -> None:
-        floor = 0.0 if self.floor is None else self.floor.share(steps, self.budget.seconds)
-        self._time_used, floor = from_main(self.budget.share, floor)
+        used, floor = self.budget.share, 0.0
+        if self.floor is not None:
+            used, floor = min(used, steps / self.floor.min_steps), self.floor.share(steps, self.budget.seconds)
+        self._time_used, floor = from_main(used, floor)
         self.share_used = max(self._time_used, floor)
 
     def on_step_end(

@@ -86,6 +86,18 @@ def test_shares_leave_something_for_all():
     assert policy.floor_share + policy.column_draft_share * (1 - policy.floor_share) < 0.6
 
 
+def test_slow_steps_are_made_beyond_the_limit():
+    limit = TimeLimit(TimeBudget(1.0, used=99.0), Floor(rival_nats=10.0, steps=400, min_steps=10, seconds=1.0))
+    state, control = TrainerState(global_step=8), TrainerControl()
+    limit.on_optimizer_step(None, state, control)
+    limit.on_step_end(None, state, control)
+    assert limit.share_used == 0.9 and not control.should_training_stop
+    state.global_step = 9
+    limit.on_optimizer_step(None, state, control)
+    limit.on_step_end(None, state, control)
+    assert control.should_training_stop and not control.should_evaluate
+
+
 def test_at_the_floors_end_there_is_an_evaluation_that_decides():
     for nats, goes_on in ((9.0, True), (11.0, False)):
         limit = TimeLimit(TimeBudget(None), Floor(rival_nats=10.0, steps=2, min_steps=1))
