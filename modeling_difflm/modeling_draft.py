@@ -24,7 +24,7 @@ MISSING = -(2**63)
 UNKNOWN = -(2**63) + 1
 NUM_FREQUENCIES = 8
 #: Rows that are written together, whatever their number: matrix products of other shapes differ in the last bits.
-CHUNK = 64
+CHUNK = 256
 #: Latents of more dimensions reach the columns through so many.
 MAX_VIEW_SIZE = 64
 #: Less likely bins are drawn from evenly: rounding would decide.

@@ -85,7 +85,7 @@ def test_the_default_evaluates_the_network_once_a_step_and_never_below_the_floor
 
     denoiser = Counting()
     run(range(3), denoiser)
-    assert len(levels) == default_steps(denoiser) == 20
+    assert len(levels) == default_steps(denoiser) == 16
     assert levels == sorted(levels, reverse=True)
     assert levels[-1] > FLOOR
     levels.clear()
@@ -188,12 +188,12 @@ def test_the_callback_sees_and_replaces_rows_not_places() -> None:
 
     def callback(step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any] | None:
         assert values["latents"].shape == (len(values["rows"]), SIZE)
-        if step == 19:
+        if step == 15:
             seen.append(values["rows"])
             return {"latents": torch.tensor(values["rows"])[:, None].float().expand(-1, SIZE)}
         return None
 
-    latents = run([3, 131, 4, 132], callback_on_step_end=callback)
+    latents = run([3, 259, 4, 260], callback_on_step_end=callback)
     assert seen == [[0, 2], [1, 3]]
     expected = DENOISER.unstandardize(torch.arange(4.0)[:, None].expand(-1, SIZE))
     torch.testing.assert_close(latents, expected)
