@@ -486,8 +486,7 @@ class DiffLMDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two 
         """
         if class_labels is not None and not self.class_sizes:
             self.check_labels(class_labels, len(noisy))
-        dtype = self.network.output_projection.weight.dtype
-        return precondition(self.network, noisy, sigma, class_labels, sigma_data=self.sigma_data, dtype=dtype)
+        return precondition(self.network, noisy, sigma, class_labels, sigma_data=self.sigma_data, dtype=self.dtype)
 
     def standardize(self, latents: torch.Tensor) -> torch.Tensor:
         """Standardise latents, shape (batch, latent_size), see [`LatentScaler`] and [`NoiseFloorScaler`]."""

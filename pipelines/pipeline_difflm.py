@@ -217,7 +217,7 @@ class DiffLMPipeline(DeferredComponentsMixin, RecordEditingMixin, HubSavingMixin
             Own decoding loop; False uses the decoder's ``generate``, as does a decoder the loop cannot run. Same
             records.
         num_inference_steps : int, optional
-            Steps of the diffusion; default: 50, or 20 where the denoiser has a noise floor.
+            Steps of the diffusion; default: 50, or 16 where the denoiser has a noise floor.
         batch_size : int, optional
             Rows decoded together; default by the device's memory.
         writer : {"auto", "lm", "draft"}, default "auto"

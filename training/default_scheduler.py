@@ -27,6 +27,7 @@ def default_scheduler(noise_floor: float, spread: float = 1.0) -> Any:
             sigma_min=noise_floor,
             sigma_max=max(20.0, HIGHEST_NOISE * spread),
             sigma_data=1.0,
+            solver_order=3,
             final_sigmas_type="sigma_min",
         )
     # Without churn: added noise widens the samples.

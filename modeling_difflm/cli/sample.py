@@ -90,7 +90,7 @@ def add_command(commands: Any) -> None:
         "--steps",
         type=positive_int,
         metavar="N",
-        help="denoising steps of the diffusion model (default: 50, or 20 where it ends at a noise floor)",
+        help="denoising steps of the diffusion model (default: 50, or 16 where it ends at a noise floor)",
     )
     sample.add_argument(
         "--max-attempts",

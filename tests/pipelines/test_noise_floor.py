@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflm.modeling_denoiser import DiffLMDenoiser
-from difflm.pipelines.latent_sampling import _aligned_chunks, default_steps, sample_latents
+from difflm.pipelines.latent_sampling import ALIGNED_ROWS, _aligned_chunks, default_steps, sample_latents
 from difflm.training.default_scheduler import default_scheduler
 
 from .test_latent_sampling import COVARIANCE, MEAN, GaussianDenoiser, generators
@@ -57,7 +57,7 @@ def run(rows: Any, denoiser: Any = DENOISER, scheduler: Any = None, **arguments:
 @pytest.mark.parametrize(
     ("scheduler", "steps", "tolerance"),
     [
-        (default_scheduler(FLOOR), 20, 0.06),
+        (default_scheduler(FLOOR), 16, 0.06),
         (EDMDPMSolverMultistepScheduler(solver_type="heun"), 40, 0.06),
         (EDMDPMSolverMultistepScheduler(sigma_data=1.0, solver_order=3), 30, 0.06),
         (EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), 100, 0.09),
@@ -110,8 +110,21 @@ def test_the_first_noise_is_as_wide_as_noisy_data_in_each_dimension() -> None:
 
 @pytest.mark.parametrize("options", [{"sigma_data": 1.0}, {"sigma_data": 3.0}, {"prediction_type": "v_prediction"}])
 def test_the_schedulers_own_preconditioning_changes_nothing(options: dict[str, Any]) -> None:
-    scheduler = EDMDPMSolverMultistepScheduler(sigma_max=20.0, **options)
-    torch.testing.assert_close(run(range(5), scheduler=scheduler), run(range(5)), atol=1e-3, rtol=1e-3)
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_max=20.0, solver_order=3, **options)
+    own = run(range(5), scheduler=default_scheduler(FLOOR), dtype=torch.float32)
+    torch.testing.assert_close(run(range(5), scheduler=scheduler, dtype=torch.float32), own, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_guidance_moves_samples_to_the_class_and_beyond(scale: float) -> None:
+    class_means = torch.tensor([[3.0, 3.0, 1.0], [-3.0, 2.0, 0.0]])
+    labels = torch.arange(2).repeat(600)[:, None]
+    denoiser = FlooredGaussian(class_means)
+    scheduler = default_scheduler(FLOOR, spread=5.0)
+    samples = run(range(1200), denoiser, scheduler, class_labels=labels, guidance_scale=scale) / 2
+    found = torch.stack([samples[labels[:, 0] == label].mean(0) for label in range(2)])
+    # The first noise knows no class: a mean is short by the class's spread in it, here a sixtieth.
+    torch.testing.assert_close(found, MEAN + scale * (class_means - MEAN), atol=0.3, rtol=0)
 
 
 def test_a_start_is_noised_and_denoised_down_to_the_floor() -> None:
@@ -145,7 +158,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_batch_and_order(dtype: torch.dtype,
 def test_a_row_is_the_same_to_the_bit_in_every_shard(dtype: torch.dtype) -> None:
     whole = WHOLE[dtype]
     assert len(whole.unique(dim=0)) == len(ROWS)
-    for size in (1, 7, 128, 150):
+    for size in (1, 7, 150, ALIGNED_ROWS):
         for start in range(0, 300, 100 if size == 1 else size):
             part = range(start, min(start + size, 300))
             assert torch.equal(run(part, dtype=dtype), whole[part.start : part.stop]), (size, start)
@@ -167,7 +180,7 @@ def test_labels_guidance_starts_and_noise_on_the_way_are_the_rows_own() -> None:
         )
 
     whole = some(ROWS)
-    for rows in ([5], [133, 5, 261], ROWS[120:140], ROWS[::-1]):
+    for rows in ([5], [ALIGNED_ROWS + 5, 5, 261], ROWS[120:140], ROWS[::-1]):
         assert torch.equal(some(rows), whole[rows])
 
 
@@ -176,6 +189,13 @@ def test_a_saved_denoiser_gives_the_same_bits(tmp_path: Path) -> None:
     loaded = DiffLMDenoiser.from_pretrained(tmp_path)
     for dtype, whole in WHOLE.items():
         assert torch.equal(run(ROWS[:20], loaded, dtype=dtype), whole[:20])
+
+
+def test_products_are_bf16_where_the_hardware_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda fast=fast: fast, raising=False)
+        assert torch.equal(run(ROWS[:3]), WHOLE[dtype][:3])
 
 
 def test_bf16_products_move_a_latent_far_less_than_the_floors_noise() -> None:
@@ -193,7 +213,7 @@ def test_the_callback_sees_and_replaces_rows_not_places() -> None:
             return {"latents": torch.tensor(values["rows"])[:, None].float().expand(-1, SIZE)}
         return None
 
-    latents = run([3, 259, 4, 260], callback_on_step_end=callback)
+    latents = run([3, 3 + ALIGNED_ROWS, 4, 4 + ALIGNED_ROWS], callback_on_step_end=callback)
     assert seen == [[0, 2], [1, 3]]
     expected = DENOISER.unstandardize(torch.arange(4.0)[:, None].expand(-1, SIZE))
     torch.testing.assert_close(latents, expected)
