@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from difflm.modeling_difflm import DiffLMConfig, Injection, RecordDraft, bias_tokens
+from difflm.pipelines import packed_linear
 from difflm.pipelines.decode_rows import decode_rows
 from difflm.pipelines.packed_attention import ATTENTION_NAME, UnsupportedDecoderError, _split, packed, supports
 from difflm.pipelines.proposals import DraftProposals
@@ -176,9 +178,7 @@ def test_same_tokens_as_generate(
         injection.separator_ids = torch.tensor(constraint.fixed[1][:1])
     expected = reference(decoder, injection, RecordLogitsProcessor(constraint, randoms(), **options), 100)
     for batch_size in (1, 5, 64):
-        found = decode_rows(
-            decoder, injection, constraint, randoms(), batch_size=batch_size, **options
-        )
+        found = decode_rows(decoder, injection, constraint, randoms(), batch_size=batch_size, **options)
         assert found == expected
     assert len({constraint.text(row) for row in expected}) == ROWS
     assert len({len(row) for row in expected}) > 1  # rows finish at different times
@@ -224,6 +224,55 @@ def test_guesses_change_no_token(
     guessed, passes = write(1, 32)
     assert guessed == plain
     assert passes < 0.7 * plain_passes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_guesses_and_neighbours_change_no_token_of_real_weights(
+    real_models: tuple[Any, ...], dtype: torch.dtype
+) -> None:
+    """Not by rounding either: every token has the same logits, to the last bit, whatever is fed along with it."""
+    if not packed_linear._multiplies(dtype):
+        pytest.skip("the products of this processor differ by how many tokens they are of")
+    decoder, tokenizer, rows = copy.deepcopy(real_models[1]).to(dtype), real_models[3], 6
+    constraint = RecordConstraint.compile(
+        tokenizer,
+        vocab_size=decoder.config.vocab_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        fixed_segments=["", ",", ",", ""],
+        values=[
+            ValueSpec("x", "decimal", decimals=4, minimum=0, maximum=1, bounded=True),
+            ValueSpec("city", "category", texts=("Rome", "Romford", "Oslo", "Bergen")),
+            ValueSpec("note", "text", max_length=25),
+        ],
+    )
+    texts = tokenizer(["0.123456789", "Rome", "Romford", "Oslo", "Bergen"])["input_ids"]
+    torch.manual_seed(0)
+    module = RecordDraft(
+        DiffLMConfig(
+            decoder_hidden_size=decoder.config.hidden_size,
+            draft_places=[8, 5, 4],
+            draft_token_ids=sorted({token for text in texts for token in text}),
+            separator_token_ids=tokenizer(",")["input_ids"],
+            draft_size=4,
+        )
+    )
+    module.to_hidden.weight.data = torch.randn(decoder.config.hidden_size, 4)
+    injection = Injection(
+        draft=torch.randn(rows, 17, 4), draft_module=module, separator_ids=torch.tensor(tokenizer(",")["input_ids"])
+    )
+
+    def write(batch_size: int, most_guesses: int) -> tuple[list[list[int]], int]:
+        arguments = {"batch_size": batch_size, "most_guesses": most_guesses}
+        return count_passes(decoder, lambda: decode_rows(decoder, injection, constraint, randoms(rows), **arguments))
+
+    plain, plain_passes = write(1, 0)
+    guessed, passes = write(1, 32)
+    assert guessed == plain
+    assert passes < 0.9 * plain_passes
+    for batch_size, most_guesses in ((4, 2), (6, 0)):
+        assert write(batch_size, most_guesses)[0] == plain
 
 
 def test_guesses_of_a_draft_that_knows_nothing(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
@@ -318,9 +367,7 @@ def test_given_cells_hold_and_finished_rows_are_reported(llama: PreTrainedModel,
 
 
 def test_records_are_cut_at_max_new_tokens(llama: PreTrainedModel, constraint: RecordConstraint) -> None:
-    found = decode_rows(
-        llama, make_injection("embedding", llama), constraint, randoms(), max_new_tokens=20
-    )
+    found = decode_rows(llama, make_injection("embedding", llama), constraint, randoms(), max_new_tokens=20)
     assert [len(row) for row in found] == [20] * ROWS
 
 
@@ -328,9 +375,7 @@ def test_only_choices_cost_a_pass(llama: PreTrainedModel, constraint: RecordCons
     passes: list[int] = []
     handle = llama.model.register_forward_hook(lambda module, args, output: passes.append(1))
     given = [{"age": "7", "note": '"a"', "x": "0.25"}]  # two choices are left at most: "Ro|Os", then "m|e"
-    decode_rows(
-        llama, make_injection("embedding", llama, 1), constraint, randoms(1), given_texts=given
-    )
+    decode_rows(llama, make_injection("embedding", llama, 1), constraint, randoms(1), given_texts=given)
     handle.remove()
     assert len(passes) in (1, 2)
 
