@@ -71,7 +71,7 @@ def _mixed(entropy: list[np.ndarray]) -> list[np.ndarray]:
         return value ^ value >> _SHIFT
 
     def mixed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        value = x * _MIX_LEFT - y * _MIX_RIGHT
+        value: np.ndarray = x * _MIX_LEFT - y * _MIX_RIGHT
         return value ^ value >> _SHIFT
 
     pool = [hashed(word) for word in entropy[:_POOL]]

@@ -231,7 +231,8 @@ class App:
         progress(0, desc="Sampling")
         try:
             condition = read_condition(self.columns, values)
-            options = {"temperature": temperature, "guidance_scale": guidance, "condition": condition or None}
+            options: dict[str, Any] = {"temperature": temperature, "guidance_scale": guidance}
+            options["condition"] = condition or None
             if writer != "auto":
                 options["writer"] = writer
             for part in self.pipeline.stream(total, min(BATCH_ROWS, total), seed=int(seed), **options):
