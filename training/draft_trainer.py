@@ -112,7 +112,7 @@ def train_draft(
     average = EMAModel(list(parameters.values()), decay=policy.column_ema_decay, use_ema_warmup=False, foreach=True)
     size = min(policy.column_batch_size, len(rows))
     per_epoch = math.ceil(len(rows) / size)
-    interval = max(1, min(policy.column_evaluation_interval, per_epoch * 2))
+    interval = min(policy.column_evaluation_interval, max(policy.min_column_evaluation_interval, per_epoch * 2))
     budget, best, history = TimeBudget(max_seconds), KeepBest(), []
     started, step, total, stop_reason = time.monotonic(), 0, 0.0, "max_epochs"
     most = max(policy.column_min_steps, policy.column_max_epochs * per_epoch)

@@ -121,10 +121,12 @@ class Policy:
         Steps in which its learning rate rises.
     column_ema_decay : float, default 0.99
         Of its averaged weights, which are judged and kept: they stand for a learning rate that falls.
-    column_min_steps, column_max_epochs : int, default 300, 400
+    column_min_steps, column_max_epochs : int, default 100, 400
         It trains so many steps at least, and passes over a table at most.
     column_evaluation_interval, column_evaluation_records : int, default 50, 1000
         Steps between its evaluations, at most, and the noisy records of one, at least.
+    min_column_evaluation_interval : int, default 10
+        Steps between them, at least, for tables of so few rows that an evaluation costs more than a pass.
     column_patience : int, default 5
         It stops after so many evaluations in a row that are no better than the best.
     max_candidate_share : float, default 0.25
@@ -197,10 +199,11 @@ class Policy:
     column_max_grad_norm: float = 1.0
     column_ramp_steps: int = 50
     column_ema_decay: float = 0.99
-    column_min_steps: int = 300
+    column_min_steps: int = 100
     column_max_epochs: int = 400
     column_evaluation_interval: int = 50
     column_evaluation_records: int = 1000
+    min_column_evaluation_interval: int = 10
     column_patience: int = 5
     max_candidate_share: float = 0.25
     denoiser_evaluation_batch_size: int = 1024
@@ -220,6 +223,7 @@ class Policy:
             ("min_denoiser_interval", "max_denoiser_interval"),
             ("min_denoiser_steps", "max_denoiser_steps"),
             ("min_floor_steps", "floor_steps"),
+            ("min_column_evaluation_interval", "column_evaluation_interval"),
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ArgumentError(f"policy: {low} must not be above {high}.")
