@@ -217,7 +217,8 @@ def run(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")):  # of several processes one speaks
         return 0
     minutes = (time.monotonic() - started) / 60
-    if reason := read_json(Path(arguments.output_dir) / "training_log.json").get("writer_reason"):
+    log = Path(arguments.output_dir) / "training_log.json"
+    if log.is_file() and (reason := read_json(log).get("writer_reason")):
         writer = "language model" if pipeline.config["writer"] == "lm" else "draft"
         print(f"Records are written by the {writer}: {reason}.")
     print(f"Fitted in {minutes:.1f} minutes. Sample with:")
