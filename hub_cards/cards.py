@@ -18,7 +18,7 @@ from difflm.pipelines.cell_codes import CellCodes
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.pipelines.sharded_sampling import read_report, read_run
 from difflm.pipelines.training_digests import read_digests
-from difflm.training.domains import DOMAINS
+from difflm.training.domains import DOMAINS, CardWords
 from difflm.training.evaluation.registry import FIGURES, titled
 
 
@@ -99,7 +99,7 @@ def model_card(
         # The weights here sit between two models that are not changed: the injector is an adapter of the decoder.
         base_model_relation="adapter" if bases[0] else None,
         datasets=[dataset] if dataset and "/" in dataset else None,
-        tags=["difflm", "diffusers", "synthetic-data", *_domain_tags(log), "arxiv:2411.03250"],
+        tags=["difflm", "diffusers", "synthetic-data", *_domain_words(log).tags, "arxiv:2411.03250"],
         metrics=sorted(figures) or None,
         model_name=repo_id if figures else None,
         eval_results=_eval_results(figures, dataset),
@@ -117,6 +117,7 @@ def model_card(
         has_draft=bool(draft),
         drafts_all=bool(draft) and CellCodes(RecordSchema.from_dict(schema)).complete,
         record_format=schema.get("record_format", "json"),
+        words=_domain_words(log),
         columns=[_column_row(column) for column in schema.get("columns", [])],
         conditions=list(denoiser.get("class_names") or []),
         training=_training_rows(log, autoencoder, denoiser, draft, writer),
@@ -169,6 +170,7 @@ def dataset_card(
     columns = (index.get("record_schema") or {}).get("columns", [])
     settings, paths = read_run(shards)
     names = [column["name"] for column in columns]
+    words = _domain_words(_training_log(folder))
     for path in paths:
         if (found := pq.read_schema(path).names) != names:
             raise ValueError(f"{path} has the columns {found}, not those of the pipeline in {folder}: {names}.")
@@ -180,7 +182,7 @@ def dataset_card(
     data = DatasetCardData(
         license=license,
         size_categories=[sizes[sum(num_rows >= step for step in steps)]],
-        tags=["synthetic-data", *_domain_tags(_training_log(folder)), "difflm"],
+        tags=["synthetic-data", *words.tags, "difflm"],
         # Without it the Hub would also take sampling.json for rows.
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
     )
@@ -190,6 +192,7 @@ def dataset_card(
         "dataset_card.md.j2",
         title=repo_id.rpartition("/")[2],
         repo_id=repo_id,
+        words=words,
         num_rows=f"{num_rows:,}",
         dataset_name=dataset,
         model_id=model_id,
@@ -235,10 +238,10 @@ def _training_log(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _domain_tags(log: Mapping[str, Any]) -> tuple[str, ...]:
-    """The Hub's tags of what was learnt from: a table, in logs of earlier versions; none of a domain of one's own."""
+def _domain_words(log: Mapping[str, Any]) -> CardWords:
+    """Words for what was learnt from: a table, in logs of earlier versions; general ones for a domain of one's own."""
     domain = DOMAINS.get(str(log.get("domain", "tables")))
-    return () if domain is None else domain.words.tags
+    return CardWords(source="data", record="record") if domain is None else domain.words
 
 
 def _count_digests(folder: Path) -> int:

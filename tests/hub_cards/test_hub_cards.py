@@ -56,13 +56,16 @@ def test_hub_card_without_evaluation_or_log_says_so(folder):
 
 
 @pytest.mark.parametrize(("domain", "is_table"), [(None, True), ("tables", True), ("their own", False)])
-def test_hub_card_has_the_tags_of_what_was_learnt_from(folder, shards, domain, is_table):
+def test_hub_card_has_the_tags_and_words_of_what_was_learnt_from(folder, shards, domain, is_table):
     if domain is not None:
         (folder / "training_log.json").write_text(json.dumps({"domain": domain}))
     cards = (model_card(folder), dataset_card(folder, shards, model_id="user/toys", repo_id="user/rows"))
     for card in cards:
         assert {"difflm", "synthetic-data"} <= set(card.data.tags)
         assert ("tabular" in card.data.tags) == is_table
+        assert f"training {'table' if is_table else 'data'}" in str(card)
+        assert ("training table" in str(card)) == is_table
+    assert f"30 synthetic {'rows' if is_table else 'records'}" in str(cards[1])
 
 
 def test_hub_card_says_who_writes_and_why(folder, drafting_folder, tmp_path):
@@ -131,7 +134,7 @@ def test_hub_dataset_card(saved, shards):
     card = dataset_card(saved, shards, model_id="user/toys", repo_id="user/toy-rows", license="mit")
     read = DatasetCard(str(card), ignore_metadata_errors=False)
     assert read.data.size_categories == ["n<1K"] and read.data.license == "mit"
-    for said in ("30 synthetic records", "with seed 3", '{"kind": "cat"}', "100.0 % of the rows", "| age | integer |"):
+    for said in ("30 synthetic rows", "with seed 3", '{"kind": "cat"}', "100.0 % of the rows", "| age | integer |"):
         assert said in str(card), said
     assert "copies of training records were not looked for" in str(card)
 

@@ -13,7 +13,6 @@ import pytest
 
 from difflm.pipelines.record_schema import RecordSchema
 from difflm.training.domains import DOMAINS, CardWords, Domain, Reading, find_domain
-from difflm.training.evaluation.registry import METRICS
 from difflm.training.fitting import fit
 from difflm.training.policy import Policy
 from difflm.training.preparation import prepare
@@ -25,7 +24,6 @@ class Code(Domain):
 
     name = "code"
     record_formats = ("text",)
-    metrics = ("validity_rate",)
     words = CardWords(source="folder", record="function", tags=("code",))
 
     def read(self, source: Any, *, record_format: str, max_characters: int = 10_000, **options: Any) -> Reading:
@@ -88,8 +86,7 @@ def test_domains_are_found_by_name():
 
 @pytest.mark.parametrize("domain", DOMAINS.values(), ids=DOMAINS)
 def test_a_domain_names_what_exists(domain):
-    assert set(domain.metrics) <= set(METRICS)
-    assert domain.record_formats and domain.words.record
+    assert domain.record_formats and domain.words.record and domain.words.source
 
 
 @pytest.fixture

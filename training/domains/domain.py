@@ -67,14 +67,11 @@ class Domain(abc.ABC):
     name : str
     record_formats : tuple of str
         How its records can be written. A preset's format counts if it is one of them, else the first.
-    metrics : tuple of str
-        Names of the metrics that an evaluation takes by default.
     words : CardWords
     """
 
     name: ClassVar[str]
     record_formats: ClassVar[tuple[str, ...]]
-    metrics: ClassVar[tuple[str, ...]] = ()
     words: ClassVar[CardWords]
 
     @abc.abstractmethod

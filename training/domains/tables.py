@@ -24,15 +24,6 @@ class Tables(Domain):
 
     name = "tables"
     record_formats = ("values", "json")
-    metrics = (
-        "shape_error",
-        "trend_error",
-        "machine_learning_efficiency",
-        "detection",
-        "dcr",
-        "copy_rate",
-        "missing_rate_error",
-    )
     words = CardWords(source="table", record="row", tags=("tabular",))
 
     def read(
