@@ -121,6 +121,8 @@ def fit(
     device, dtype : str, optional
         Where to train, and the frozen language model's dtype; default: see [`choose_device`], [`decoder_options`].
     seed : int, default 0
+        On one thread and without a limit of time (``max_minutes``), the same seed, data, arguments and versions give
+        the same weights; a limit ends the steps where the clock says, several threads add numbers in other orders.
     resume : bool, default False
         Go on from the last checkpoint in ``output_dir``, with the same data and arguments; ``max_minutes``, which then
         counts anew, and ``show_progress`` may be others.

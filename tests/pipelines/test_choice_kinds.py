@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from difflm.pipelines.conditions import ConditionEncoder, check_condition
-from difflm.pipelines.errors import ConditionError, SchemaError
+from difflm.pipelines.errors import ConditionError, RecordParseError, SchemaError
 from difflm.pipelines.record_schema import RecordSchema
 
 
@@ -49,6 +49,17 @@ def test_numbers_too_large_for_a_difference_of_floats_have_places_by_their_order
     rules = RecordSchema.infer([{"x": value} for value in values * 4], category_columns=["x"]).column("x").rules
     assert rules.feature_names == ("x",)
     assert sorted(rules.feature_places(value)[0] for value in values) == [0.0, 0.5, 1.0]
+
+
+def test_a_word_ends_at_the_next_comma_or_the_text(schema: RecordSchema) -> None:
+    rules = schema.column("kind").rules
+    assert rules.read("a,b", 0, "values") == ("a", 1)
+    assert rules.read("a,b", 2, "values") == ("b", 3)
+    for text, start in ((",a", 0), ("a,", 2)):
+        with pytest.raises(RecordParseError, match="'' is not one of its 2 categories"):
+            rules.read(text, start, "values")
+    with pytest.raises(RecordParseError, match="'ab' is not one of"):
+        rules.read("ab,a", 0, "values")
 
 
 def test_a_boolean_writes_and_reads_both_words(schema: RecordSchema) -> None:

@@ -64,6 +64,42 @@ def drawn(schema: RecordSchema, number: int = 40, condition: dict[str, Any] | No
 
 
 @pytest.mark.parametrize(
+    ("other", "value", "fits"),
+    [
+        (False, {"a": 1, "x_1": "s", "y_1": True}, True),
+        (False, {"b": 1}, False),
+        ({"type": "boolean"}, {"a": 1, "x_1": "s"}, True),
+        ({"type": "boolean"}, {"b": True}, True),
+        ({"type": "boolean"}, {"b": 1}, False),
+        ({"type": "boolean"}, {"a": True}, False),
+        ({"type": "boolean"}, {"x_1": True}, False),
+    ],
+)
+def test_other_keys_are_those_of_no_property_and_of_no_pattern(other: Any, value: Any, fits: bool) -> None:
+    """Each of several patterns takes keys away, and a key that is known is not asked to be like the others."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": other}
+    schema["patternProperties"] = {"^x_": {"type": "string"}, "^y_": {"type": "boolean"}}
+    problem = NestedSchema(schema).violation(value)
+    assert (problem is None) == fits
+    if other is False and not fits:
+        assert "the key 'b' is not allowed" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 57, (0, 99)), (3, 57, (0, 99)), (-3, 57, (-99, 99)), (-570, 8, (-999, 999)), (0, 9.5, (0, 99))],
+)
+def test_beyond_an_observed_range_are_numbers_of_as_many_digits(low: float, high: float, expected: Any) -> None:
+    schema = {OBSERVED: True, "type": "number", "minimum": low, "maximum": high}
+    made = grammar_schema(schema, within_range=False)
+    assert (made["minimum"], made["maximum"]) == expected
+    assert {"minimum": low, "maximum": high}.items() <= grammar_schema(schema).items()
+    for bound in ("minimum", "maximum"):
+        one_end = {OBSERVED: True, "type": "number", bound: 5}
+        assert grammar_schema(one_end, within_range=False) == {"type": "number", bound: 5}
+
+
+@pytest.mark.parametrize(
     ("schema", "valid", "invalid"),
     [
         ({"type": "object", "patternProperties": {"^n_": {"type": "integer"}}}, {"n_a": 1}, {"n_a": "x"}),
