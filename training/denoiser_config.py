@@ -7,7 +7,7 @@ from typing import Any
 # What fields of None stand for, by whether the diffusion ends at a noise floor.
 _DEFAULTS: dict[bool, dict[str, Any]] = {
     False: {"batch_size": 256, "learning_rate": 1e-3, "p_mean": -1.2, "p_std": 1.2},
-    True: {"batch_size": 512, "learning_rate": 2e-3, "p_mean": -0.2, "p_std": 1.0},
+    True: {"batch_size": 512, "learning_rate": 2e-3, "p_mean": 0.5, "p_std": 1.2},
 }
 
 

@@ -133,7 +133,7 @@ class FitParts:
             seconds = self.time.autoencoder(used, encoding, has_draft=model.record_draft is not None)
         if columns is not None and not prepared.reads_text:
             rival = columns.nats(prepared, policy.max_evaluation_records, self.seed)
-            floor = self.time.floor(rival, self.writer)
+            floor = self.time.floor((1 - policy.min_writer_gain) * rival, self.writer)
         log = train_autoencoder(
             model,
             prepared,

@@ -43,7 +43,7 @@ class Policy:
         How often it is looked, in this time, whether it adds to the draft: then it gets the time that is left.
     floor_warm_up_share : float, default 0.4
         Share of this time for the warm-up, which is most of what it can learn in it.
-    min_writer_gain : float, default 0.01
+    min_writer_gain : float, default 0.25
         The language model writes if held-out records cost it less than the draft, by this share.
     noise_floor : float, default 0.5
         Noise at which the diffusion of a draft's latents ends, in standardised units; see [`DiffLMDenoiser`].
@@ -156,7 +156,7 @@ class Policy:
     min_floor_steps: int = 10
     floor_evaluations: int = 4
     floor_warm_up_share: float = 0.4
-    min_writer_gain: float = 0.01
+    min_writer_gain: float = 0.25
     noise_floor: float = 0.5
     text_latent_size: int = 32
     denoiser_passes: int = 130

@@ -75,8 +75,8 @@ def test_labels_are_left_out_where_the_denoiser_takes_none() -> None:
 @pytest.mark.parametrize("floor", [0.5, 0.01])
 def test_a_batch_has_a_noise_level_of_each_stratum_above_the_floor(floor: float) -> None:
     sampler = make_sampler(noise_floor=floor)
-    assert (sampler.args.batch_size, sampler.args.p_mean, sampler.args.p_std) == (512, -0.2, 1.0)
-    normal = torch.distributions.Normal(-0.2, 1.0)
+    assert (sampler.args.batch_size, sampler.args.p_mean, sampler.args.p_std) == (512, 0.5, 1.2)
+    normal = torch.distributions.Normal(0.5, 1.2)
     below = float(normal.cdf(torch.tensor(math.log(floor))))
     for step in range(3):
         sigma = sampler.training_batch(make_latents(600), step).sigma
@@ -87,7 +87,7 @@ def test_a_batch_has_a_noise_level_of_each_stratum_above_the_floor(floor: float)
 
 def test_validation_levels_are_quantiles_above_the_floor() -> None:
     sigma = make_sampler(noise_floor=0.5, validation_size=400).validation_examples(make_latents(40)).sigma
-    normal = torch.distributions.Normal(-0.2, 1.0)
+    normal = torch.distributions.Normal(0.5, 1.2)
     below = normal.cdf(torch.tensor(math.log(0.5)))
     shares = below + (1 - below) * (torch.arange(400) + 0.5) / 400
     torch.testing.assert_close(sigma.sort().values, normal.icdf(shares).exp(), atol=1e-4, rtol=1e-4)
