@@ -181,20 +181,20 @@ class _Batch:
         ahead = [(row, row.state, 1.0) for row in self.active]
         for number in range(self.most_guesses):
             places = proposals.places([row.located[-1] for row, _, _ in ahead])
-            ahead = [
+            asked = [
                 (row, state, chance * proposals.chance(place), place)
                 for (row, state, chance), place in zip(ahead, places, strict=True)
                 if place >= 0
             ]
-            ahead = [one for one in ahead if proposals.pays(one[2], 1, len(self.active))]
+            asked = [one for one in asked if proposals.pays(one[2], 1, len(self.active))]
             tokens = proposals.guess(
-                [row.index for row, *_ in ahead],
-                [place for *_, place in ahead],
-                [state.choices() for _, state, _, _ in ahead],
-                [row.random.look_ahead(number) for row, *_ in ahead],
+                [row.index for row, *_ in asked],
+                [place for *_, place in asked],
+                [state.choices() for _, state, _, _ in asked],
+                [row.random.look_ahead(number) for row, *_ in asked],
             )
             further = []
-            for (row, state, chance, place), token in zip(ahead, tokens, strict=True):
+            for (row, state, chance, place), token in zip(asked, tokens, strict=True):
                 guess = None if token is None else _advanced(state, token, place)
                 if guess is None or not proposals.pays(chance, len(guess.run), len(self.active)):
                     continue
