@@ -101,7 +101,7 @@ def test_with_a_noise_floor_the_latents_are_the_means() -> None:
 
 def test_given_arguments_go_before_the_defaults_of_either_kind() -> None:
     given = DenoiserTrainingArguments(p_mean=0.3, batch_size=7)
-    for floor, learning_rate, p_std in ((0.0, 1e-3, 1.2), (0.5, 2e-3, 1.0)):
+    for floor, learning_rate, p_std in ((0.0, 1e-3, 1.2), (0.5, 2e-3, 1.2)):
         args = given.resolved(floor)
         assert (args.p_mean, args.batch_size, args.learning_rate, args.p_std) == (0.3, 7, learning_rate, p_std)
         assert args.resolved(floor) == args
