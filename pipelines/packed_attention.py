@@ -243,11 +243,11 @@ class PackedDecoder:
         if token_bias is not None:
             embeds = embeds + token_bias.to(embeds)
         if prefixes:
-            pieces, at = [], 0
+            pieces, done = [], 0
             for slot, run in enumerate(runs):
                 pieces += [prefixes[slot].to(embeds)] if slot in prefixes else []
-                pieces.append(embeds[at : at + len(run)])
-                at += len(run)
+                pieces.append(embeds[done : done + len(run)])
+                done += len(run)
             embeds = torch.cat(pieces)
         if wanted is None:
             at = self.tensor(begins + lengths - 1)
