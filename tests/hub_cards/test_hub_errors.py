@@ -167,7 +167,7 @@ def test_hub_gated_decoder_needs_a_token(hub, folder, model_folders):
     files = {path.name: path.read_bytes() for path in Path(model_folders["decoder"]).iterdir()}
     hub.add("meta/gated", files, gated=True)
     config = {"decoder_name_or_path": "meta/gated"}
-    with pytest.raises(OSError, match="(?s)gated.*meta/gated|meta/gated.*gated"):
+    with pytest.raises(OSError, match="meta/gated: .*accept its terms"):
         DiffLMPipeline.from_pretrained(folder, **config)
     # The pipeline's token is the decoder's too.
     model = DiffLMModel.from_pretrained(folder / "autoencoder", token="hf_user", **config)

@@ -27,7 +27,7 @@ def test_clicks_leave_no_folders_behind(app, tmp_path):
     nothing_fixed = [None] * len(buttons.columns)
     files = []
     for seed in range(module.KEPT_DOWNLOADS + 3):
-        outputs = buttons.sample(2, seed, 1.0, 1.0, *nothing_fixed, progress=lambda *args, **kwargs: None)
+        outputs = buttons.sample(2, seed, 1.0, 1.0, "auto", *nothing_fixed, progress=lambda *args, **kwargs: None)
         values = [button.value for button in outputs[2:4]]
         files.append([Path(value["path"] if isinstance(value, dict) else value) for value in values])
     assert [path.name for path in files[-1]] == ["synthetic.csv", "synthetic.parquet"]

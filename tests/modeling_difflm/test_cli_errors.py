@@ -71,7 +71,8 @@ def test_models(model_folders, small_table, tmp_path, role, source, reasons, cap
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
     (tmp_path / "empty").mkdir()
     models = model_folders | {role: source.format(tmp=tmp_path)}
-    words = ["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "out")]
+    # An encoder reads texts alone: without a column of text none is loaded.
+    words = ["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "out"), "--text-columns", "kind"]
     line = one_line([*words, "--encoder", models["encoder"], "--decoder", models["decoder"]], capsys)
     for reason in reasons:
         assert reason in line
@@ -85,7 +86,8 @@ def test_a_name_that_cannot_be_had_is_one_line(model_folders, small_table, tmp_p
     small_table.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "empty").mkdir()
     models = model_folders | {role: name.format(tmp=tmp_path)}
-    words = ["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "out")]
+    # An encoder reads texts alone: without a column of text none is loaded.
+    words = ["fit", str(tmp_path / "t.csv"), "-o", str(tmp_path / "out"), "--text-columns", "kind"]
     line = one_line([*words, "--encoder", models["encoder"], "--decoder", models["decoder"]], capsys)
     assert f"{role}={models[role]!r} (--{role}): " in line and reason in line
     assert "huggingface.co/docs" not in line

@@ -20,7 +20,7 @@ from difflm.training.presets import Preset
 
 
 # Products of other sizes and sums in another order: rounding, in fp32, and what Adam makes of it in a few steps.
-TOLERANCE = 1e-3
+TOLERANCE = 3e-3
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
