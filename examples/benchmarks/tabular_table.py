@@ -15,7 +15,7 @@ from difflm.training.evaluation import registry
 DATASETS = ("adult", "default", "magic", "shoppers", "beijing")
 METHODS = (
     "real", "independent", "smote", "gaussian_copula", "ctgan", "tvae", "mostlyai", "great", "icl", "lora_lm",
-    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_draft_alone", "difflm_no_draft", "difflm_lm", "difflm",
+    "difflm_gaussian", "difflm_gmm", "difflm_encode", "difflm_no_draft", "difflm_lm", "difflm",
 )  # fmt: skip
 # Figure to heading and decimals.
 FIGURES = {name: (figure.heading, figure.digits) for name, figure in registry.FIGURES.items() if figure.heading}
@@ -58,19 +58,17 @@ alone proves nothing: see the independent columns.
 "budget min" is the time limit of a fit, "fit s" what it took and "CPU s" how long the processor worked for it, less on
 a machine that is shared. Where "hardware" says "without bf16", a language model takes at most half as many steps in a
 minute: there great was given 2.0 to 2.3 times the minutes to fit and 1.7 to 2.5 times the minutes to write, and icl
-(magic) 4.5 times the minutes to write. A method's fits with another budget than its first have lines of their own: the
-second fits of difflm on adult and shoppers, on such a processor, had all the time they took to write twice as many
-rows as the training split has (see "Quantity").
+(magic) 4.5 times the minutes to write. A method's fits with another budget than its first have lines of their own.
 "epochs" are passes over the rows fitted, for methods that make any; ctgan and tvae end at 300, the authors' choice, or
 with their budget. A language baseline has limited minutes to write: "rows sampled" says how far it came in "sample s".
 Few rows have large errors by chance alone: the "floor" is the error of as many unseen real rows (at most the test
 split). "fitting rows": known categories alone, and no value missing where none may. "valid texts": what the method
 itself takes for a record before any filter; difflm writes under a grammar, so that all are.
 "difflm_gaussian", "difflm_gmm" and "difflm_encode" draw their latents from a standard normal, a Gaussian mixture and
-the encodings of real rows instead of the diffusion. "difflm_no_draft" is a fit in which the language model writes
-without a draft; in "difflm_draft_alone" difflm's own latents are written down by the draft, and the language model is
-silent. "mostlyai" is MOSTLY AI's TabularARGN. TabSyn (a VAE over columns and latent diffusion) is missing: on PyPI it
-was found in tabstruct alone, whose requirements (peft 0.9) exclude those of this package.
+the encodings of real rows instead of the diffusion. On these tables difflm's draft writes; in "difflm_lm" the
+language model writes the same latents down, and "difflm_no_draft" is a fit without a draft of columns. "mostlyai" is
+MOSTLY AI's TabularARGN. TabSyn (a VAE over columns and latent diffusion) is missing: on PyPI it was found in tabstruct
+alone, whose requirements (peft 0.9) exclude those of this package.
 """
 
 

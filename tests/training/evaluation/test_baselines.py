@@ -221,7 +221,7 @@ def test_a_figure_without_its_json_cannot_appear(renderer, tmp_path):
     failed = {"dataset": "magic", "method": "great", "train_rows": 10, "not_run": "no such package"}
     (tmp_path / "magic-great-0.json").write_text(json.dumps(failed))
     text = renderer.render(tmp_path)
-    assert "| ctgan | 1 | 45 | x86_64 CPU, 1 thread | 10 | 3 | 2 | 17.25 | 1,234 | 6 | 7.25 | 1.50 |" in text
+    assert "| ctgan | 1 | 45 | x86_64 CPU, 1 thread | 10 | 3 | 2 | 17.25 | 1,234 | 6 | 199.0 | 7.25 | 1.50 |" in text
     assert "0.910 ± 0.002" in text
     assert "| great | not run: no such package |" in text
     summary = text[text.index("## In short") : text.index("## magic")]
