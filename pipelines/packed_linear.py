@@ -82,9 +82,19 @@ def _try(dtype: torch.dtype) -> bool:
             return False
         weight, inputs = torch.ones(3, 2, dtype=dtype), torch.ones(1, 2, dtype=dtype)
         products = [_product(inputs, weight=each, bias=None) for each in (weight, _lay_out(weight))]
-        return all(torch.equal(found, inputs @ weight.T) for found in products)
+        return all(torch.equal(found, inputs @ weight.T) for found in products) and _is_steady(dtype)
     except (AttributeError, RuntimeError):  # the operators are torch's own business, and may go
         return False
+
+
+def _is_steady(dtype: torch.dtype) -> bool:
+    """Whether a token's products are the same beside others, and a weight's beside others: not in every version."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = (torch.randn(size, 576, generator=generator).to(dtype) for size in (33, 100))
+    whole, some = (_product(inputs, weight=each.contiguous(), bias=None) for each in (weight, weight[::7]))
+    fewer = _product(inputs[:1], weight=weight[14:40:7].contiguous(), bias=None)
+    tokens = (_product(inputs[:count], weight=weight, bias=None) for count in (1, 2, 3, 7, 16))
+    return torch.equal(fewer, some[:1, 2:6]) and all(torch.equal(found, whole[: len(found)]) for found in tokens)
 
 
 def _weight(model: nn.Module, name: str, module: nn.Linear) -> Tensor:
