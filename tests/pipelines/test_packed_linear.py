@@ -26,7 +26,7 @@ def test_same_results(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     expected = model(inputs)
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
     with fast_linears(model):
-        assert ("forward" in vars(model[0])) == (WIDE and dtype in (torch.float32, torch.bfloat16))
+        assert ("forward" in vars(model[0])) == packed_linear._multiplies(dtype)
         found = model(inputs)
     assert torch.allclose(found, expected, atol=1e-6 if dtype in (torch.float32, torch.float64) else 1e-2)
     assert {name: vars(module) for name, module in model.named_modules()} == before
@@ -37,6 +37,7 @@ def test_copies_follow_the_weights_and_are_made_once(monkeypatch: pytest.MonkeyP
     model, inputs = make_model(torch.float32), torch.randn(3, 32)
     laid_out: list[torch.Tensor] = []
     lay_out = packed_linear._lay_out
+    monkeypatch.setattr(packed_linear, "_found", {torch.float32: True})
     monkeypatch.setattr(packed_linear, "_lay_out", lambda weight: laid_out.append(weight) or lay_out(weight))
     for _ in range(2):
         with torch.inference_mode(), fast_linears(model):
@@ -73,6 +74,18 @@ def test_layers_that_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "forward" not in vars(model[0])
     expected = nn.functional.linear(inputs, model[0].weight, model[0].bias)
     assert torch.equal(linear(inputs, model[0].weight, model[0].bias), expected)
+
+
+def test_products_that_depend_on_their_neighbours_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = packed_linear._product
+
+    def unsteady(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return product(inputs, weight, bias) + 1e-6 * (len(inputs) > 20)
+
+    monkeypatch.setattr(packed_linear, "_found", {})
+    monkeypatch.setattr(packed_linear, "_product", unsteady)
+    assert not packed_linear._multiplies(torch.float32)
+    assert not packed_linear._multiplies(torch.float64)
 
 
 @torch.inference_mode()
