@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -143,7 +143,7 @@ def train_draft(
             if step % interval == 0:
                 if not math.isfinite(total):
                     raise FloatingPointError("The draft's loss is no number: lower policy's column_learning_rate.")
-                with _averaged(draft, average, parameters):
+                with _averaged(average, parameters):
                     nats = _held_out(draft, judged, seed)
                 history.append(
                     {
@@ -163,7 +163,6 @@ def train_draft(
                     stop_reason = "held-out nats"
                     break
     if not best.weights:  # no time for an evaluation
-        best.offer(math.inf, {})
         best.weights = {
             name: shadow.clone() for name, shadow in zip(parameters, average.shadow_params, strict=True)
         }
@@ -203,7 +202,8 @@ def _held_out(draft: ColumnDraft, codes: torch.Tensor, seed: int) -> float:
 
 
 @contextlib.contextmanager
-def _averaged(draft: ColumnDraft, average: EMAModel, parameters: dict[str, torch.nn.Parameter]):  # type: ignore[no-untyped-def]
+def _averaged(average: EMAModel, parameters: dict[str, torch.nn.Parameter]) -> Iterator[None]:
+    """While open, the weights are the averaged ones."""
     average.store(list(parameters.values()))
     average.copy_to(list(parameters.values()))
     try:
@@ -213,7 +213,7 @@ def _averaged(draft: ColumnDraft, average: EMAModel, parameters: dict[str, torch
 
 
 @contextlib.contextmanager
-def _dropout(seed: int, device: torch.device | str):  # type: ignore[no-untyped-def]
+def _dropout(seed: int, device: torch.device | str) -> Iterator[None]:
     """Dropout draws from torch's global generator: seeded, and the caller's state left alone."""
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
