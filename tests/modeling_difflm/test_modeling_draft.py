@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from difflm.modeling_draft import CHUNK, MISSING, UNKNOWN, ColumnDraft
+from difflm.modeling_draft import CHUNK, MISSING, UNKNOWN, ColumnDraft, _interpolate
+from difflm.pipelines import cell_codes
 from difflm.pipelines.cell_codes import CodedColumn
 from difflm.training.draft_layout import new_draft
 from difflm.training.policy import Policy
@@ -43,6 +44,10 @@ def uniforms(count: int, draft: ColumnDraft, seed: int = 0) -> torch.Tensor:
     return torch.rand(count, 2 * len(draft.columns), generator=generator, dtype=torch.float64)
 
 
+def test_published_files_agree_on_what_a_gap_is():
+    assert (MISSING, UNKNOWN) == (cell_codes.MISSING, cell_codes.UNKNOWN)
+
+
 def test_blocks_have_the_sizes_and_the_noise_of_their_kinds():
     draft = small_draft(number_noise=0.1, choice_noise=0.4)
     # rank and gap; three choices; rank and gap; seven choices and a gap; nothing
@@ -68,8 +73,6 @@ def test_a_value_that_is_told_exactly_comes_back_from_any_of_its_ranks(spread):
     own = torch.tensor([code for code in often if code != MISSING])
     low, high = draft._share_range(2, own)
     values, shares, _ = draft._quantiles(2)
-    from difflm.modeling_draft import _interpolate
-
     place = low + (high - low) * (1e-9 + spread * (1 - 2e-9))
     assert _interpolate(place, shares, values).round().long().tolist() == own.tolist()
 

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflm.modeling_denoiser import DiffLMDenoiser
-from difflm.pipelines.latent_sampling import ALIGNED_ROWS, _aligned_chunks, default_steps, sample_latents
+from difflm.modeling_difflm import multiplies_bf16
+from difflm.pipelines.latent_sampling import (
+    ALIGNED_ROWS,
+    _aligned_chunks,
+    _network_dtype,
+    default_steps,
+    sample_latents,
+)
 from difflm.training.default_scheduler import default_scheduler
 
 from .test_latent_sampling import COVARIANCE, MEAN, GaussianDenoiser, generators
@@ -201,6 +208,13 @@ def test_products_are_bf16_where_the_hardware_has_them(monkeypatch: pytest.Monke
 def test_bf16_products_move_a_latent_far_less_than_the_floors_noise() -> None:
     difference = (WHOLE[torch.bfloat16] - WHOLE[torch.float32]) / DENOISER.scaler.latent_scale
     assert 0 < float(difference.square().mean().sqrt()) < 0.1 * FLOOR
+
+
+def test_the_network_is_in_bf16_where_the_models_are() -> None:
+    device = torch.device("cpu")
+    expected = torch.bfloat16 if multiplies_bf16(device) else torch.float32
+    assert _network_dtype(FLOOR, device) == expected
+    assert _network_dtype(0.0, device) == torch.float64
 
 
 def test_the_callback_sees_and_replaces_rows_not_places() -> None:

@@ -92,7 +92,10 @@ def test_products_that_depend_on_their_neighbours_are_left_to_torch(monkeypatch:
 @pytest.mark.skipif(not WIDE, reason="oneDNN multiplies nothing here")
 def test_a_token_does_not_depend_on_those_beside_it() -> None:
     model, inputs = nn.Linear(576, 100), torch.randn(70, 576)
-    for dtype in filter(packed_linear._multiplies, (torch.float32, torch.bfloat16)):
+    dtypes = [dtype for dtype in (torch.float32, torch.bfloat16) if packed_linear._multiplies(dtype)]
+    if not dtypes:
+        pytest.skip("in this version of torch a product depends on what stands beside it: torch's own is used")
+    for dtype in dtypes:
         model, inputs = model.to(dtype), inputs.to(dtype)
         with fast_linears(model):
             expected = model(inputs)
